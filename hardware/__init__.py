@@ -1,0 +1,34 @@
+"""What machines are: chips, memories, links, platforms, and how chips exchange data.
+
+Every number may be a NumPy array, one element for each design point. Everything a user
+can get wrong raises `SpecError`, whose message is one line. Knows no model and no graph.
+"""
+
+from hardware.catalogue import list_platforms, load_platform
+from hardware.chip import Chip, Memory, list_chips, load_chip
+from hardware.collectives import CollectiveCost, algorithm_name, collective
+from hardware.errors import SpecError
+from hardware.link import Fabric, Link
+from hardware.platform import Level, Platform, Span
+from hardware.units import Number, format_quantity, parse_quantity
+
+__all__ = [
+    "Chip",
+    "CollectiveCost",
+    "Fabric",
+    "Level",
+    "Link",
+    "Memory",
+    "Number",
+    "Platform",
+    "Span",
+    "SpecError",
+    "algorithm_name",
+    "collective",
+    "format_quantity",
+    "list_chips",
+    "list_platforms",
+    "load_chip",
+    "load_platform",
+    "parse_quantity",
+]

@@ -1,0 +1,143 @@
+"""The catalogue: chips and platforms found by name, read from a file, or put together."""
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+from hardware.chip import Chip, load_chip
+from hardware.errors import SpecError, nearest, shown
+from hardware.link import Link
+from hardware.platform import Level, Platform
+from hardware.specs import LARGEST_COUNT, check_name, find_spec, list_specs, read_table, read_toml
+
+_PLATFORMS = Path(__file__).parent / "data" / "platforms"
+_COUNTED = re.compile(r"(?P<name>[^:×]*)[:×](?P<count>[^:×]*)")
+
+
+def load_platform(name: str) -> Platform:
+    """Return a platform: by name, from a file, or so many chips or platforms.
+
+    "dgx-h100" is one of the catalogue; "my.toml" a file; "h100-sxm:16" sixteen of that
+    chip in full scale-up domains joined by their network interfaces; "dgx-h100:4" four of
+    that platform. × may stand for the colon. Raises SpecError if there is no such thing.
+
+    >>> load_platform("h100-sxm:16").num_chips
+    16
+    """
+    if name.endswith(".toml"):
+        return _read_platform(find_spec(_PLATFORMS, name))
+    return _catalogue_platform(name)
+
+
+def list_platforms() -> list[str]:
+    """Return the names of the platforms in the catalogue."""
+    return list_specs(_PLATFORMS)
+
+
+@functools.lru_cache(maxsize=256)  # more than the catalogue holds
+def _catalogue_platform(name: str) -> Platform:
+    counted = _COUNTED.fullmatch(name)
+    if counted is None:
+        return _named_platform(name)
+    base, count = counted["name"], _read_count(counted["count"], name)
+    if base in list_platforms():
+        return _named_platform(base).replicate(count)
+    chips = list_specs(_PLATFORMS.parent / "chips")
+    if base not in chips:
+        known = [*chips, *list_platforms()]
+        raise SpecError(f"unknown chip or platform {shown(base)}{nearest(base, known)}")
+    return _of_chips(load_chip(base), count)
+
+
+def _named_platform(name: str) -> Platform:
+    if name in list_specs(_PLATFORMS.parent / "chips"):
+        raise SpecError(f"{name!r} is a chip; write '{name}:8' for a platform of 8 of them")
+    return _read_platform(find_spec(_PLATFORMS, name))
+
+
+def _read_count(text: str, name: str) -> int:
+    digits = text.strip()
+    longest = len(str(LARGEST_COUNT))
+    count = int(digits) if re.fullmatch(rf"[0-9]{{1,{longest}}}", digits) else 0
+    if not 1 <= count <= LARGEST_COUNT:
+        raise SpecError(f"{shown(text)} in {shown(name)} is not a number from 1 to {LARGEST_COUNT}")
+    return count
+
+
+def _read_platform(path: Path) -> Platform:
+    """Read a platform file, in which a chip and the links of that chip stand as names."""
+    table = read_toml(path)
+    if isinstance(table.get("chip"), str):
+        table["chip"] = chip = load_chip(_chip_file(path, table["chip"]))
+        for level in _tables(table.get("levels")):
+            level["link"] = _named_link(chip, level.get("link"), path.name)
+        if "scale_out" in table:
+            table["scale_out"] = _named_link(chip, table["scale_out"], path.name)
+    return read_table(table, Platform, where=path.name)
+
+
+def _tables(value: Any) -> list[dict[str, Any]]:
+    """Return the tables among *value*; what else is there, reading it will refuse."""
+    items = value if isinstance(value, list) else []
+    return [item for item in items if isinstance(item, dict) and "link" in item]
+
+
+def _chip_file(platform: Path, name: str) -> str:
+    """Return a chip file that lies beside its platform, or a catalogue name as it is."""
+    return str(platform.parent / check_name(name)) if name.endswith(".toml") else name
+
+
+def _named_link(chip: Chip, value: object, where: str) -> object:
+    """Return the link of *chip* that a file means by "scale_up" or "scale_out"."""
+    if not isinstance(value, str):
+        return value
+    links: dict[str, Link | None] = {"scale_up": chip.scale_up, "scale_out": chip.scale_out}
+    if value not in links:
+        raise SpecError(f"{where}: unknown link {shown(value)}{nearest(value, links)}")
+    if links[value] is None:
+        raise SpecError(f"{where}: {chip.name} has no {value} link")
+    return links[value]
+
+
+def _of_chips(chip: Chip, count: int) -> Platform:
+    """Put *count* chips in as few scale-up domains as hold them."""
+    domain = min(count, chip.max_scale_up)
+    if count % domain:
+        raise SpecError(
+            f"{count} of {chip.name} do not fill whole domains of {domain}; "
+            f"use a multiple of {domain}"
+        )
+    levels = (_domain(chip, domain),) if domain > 1 else ()
+    single = Platform(f"{chip.name}:{domain}", chip.source, chip, levels, chip.scale_out)
+    return single.replicate(count // domain)
+
+
+def _domain(chip: Chip, size: int) -> Level:
+    """Wire *size* chips with their scale-up links as the chip's fabric says."""
+    link, fabric = chip.scale_up, chip.fabric
+    if link is None:
+        raise SpecError(f"{chip.name} has no scale_up link to join {size} of it")
+    if fabric.topology == "full":  # of the links to every other chip, those in use
+        used = (size - 1) / (chip.max_scale_up - 1)
+        link = Link(link.bandwidth * used, link.latency, link.latency_source)
+    if fabric.topology not in ("mesh", "torus"):
+        return Level("node", size, link, fabric.topology, (), fabric.in_switch_reduction)
+    shape = near_cube(size, fabric.dimensions)
+    closed = all(side <= 2 or side % fabric.wraps_at == 0 for side in shape)
+    return Level("slice", size, link, "torus" if closed else "mesh", shape)
+
+
+def near_cube(size: int, dimensions: int) -> tuple[int, ...]:
+    """Return the sides of the most compact box of *size*, shortest first.
+
+    >>> near_cube(32, 3)
+    (2, 4, 4)
+    """
+    if dimensions == 1:
+        return (size,)
+    root = round(size ** (1 / dimensions))
+    while root**dimensions > size:
+        root -= 1
+    side = next(side for side in range(max(root, 1), 0, -1) if size % side == 0)
+    return tuple(sorted((side, *near_cube(size // side, dimensions - 1))))

@@ -1,0 +1,184 @@
+"""Chips: what one accelerator can compute, hold and move."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeAlias, cast
+
+from hardware.errors import SpecError, nearest, shown
+from hardware.link import STRICT, Fabric, Link, check_positive
+from hardware.specs import (
+    Bytes,
+    BytesPerSecond,
+    Cores,
+    Count,
+    FlopPerSecond,
+    Hertz,
+    Name,
+    Text,
+    Watts,
+    find_spec,
+    list_specs,
+    one_of,
+    read_spec,
+)
+from hardware.units import Number
+
+_CHIPS = Path(__file__).parent / "data" / "chips"
+
+_WIDER = {
+    "fp4": ("fp6", "fp8", "bf16", "fp16", "tf32", "fp32"),
+    "fp6": ("fp8", "bf16", "fp16", "tf32", "fp32"),
+    "fp8": ("bf16", "fp16", "tf32", "fp32"),
+    "int4": ("int8", "fp8", "bf16", "fp16", "tf32", "fp32"),
+    "int8": ("bf16", "fp16", "tf32", "fp32"),
+    "bf16": ("fp16", "tf32", "fp32"),
+    "fp16": ("bf16", "tf32", "fp32"),
+    "tf32": ("fp32",),
+    "fp32": (),
+}
+"""Where a type runs that has no rate of its own: the first of these that has one. Each
+holds every value of the narrower type, but for bf16 and fp16, which stand for each other."""
+
+DTYPES = tuple(_WIDER)
+Dtype: TypeAlias = Annotated[str, one_of(DTYPES)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """One tier of memory: capacity in bytes, bandwidth in bytes per second.
+
+    The bandwidth is None where it is unpublished, which only a cache may be.
+    """
+
+    name: Text
+    capacity: Bytes
+    bandwidth: BytesPerSecond | None = None
+
+    __pydantic_config__: ClassVar = STRICT
+
+    def __post_init__(self) -> None:
+        check_positive(self.name, capacity=self.capacity, bandwidth=self.bandwidth)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One accelerator, as its datasheet describes it; any number may be an array.
+
+    matrix: dense peak FLOP/s of the matrix units per dtype (integer operations count as
+    FLOP). vector: FLOP/s of the vector units in fp32. memory: nearest tier first; the
+    first is the main memory. cores: SMs, compute units, tensor cores. clock: boost, Hz.
+    cache: what all cores share on chip. power: thermal design power, W. cores, clock,
+    cache and power are None where unpublished. scale_up: the links to the other chips of
+    a domain of at most max_scale_up, wired as fabric says; scale_out: the network
+    interface beyond it.
+
+    Raises SpecError if a number is not finite and positive.
+    """
+
+    name: Name
+    source: Text
+    vendor: Text
+    matrix: Mapping[Dtype, FlopPerSecond]
+    vector: FlopPerSecond
+    memory: tuple[Memory, ...]
+    cores: Cores | None = None
+    clock: Hertz | None = None
+    cache: Memory | None = None
+    power: Watts | None = None
+    scale_up: Link | None = None
+    max_scale_up: Count = 1
+    scale_out: Link | None = None
+    fabric: Fabric = field(default_factory=Fabric)
+
+    __pydantic_config__: ClassVar = STRICT
+
+    def __post_init__(self) -> None:
+        if not self.matrix or not self.memory:
+            raise SpecError(f"{self.name} needs a rate in 'matrix' and a tier in 'memory'")
+        if any(tier.bandwidth is None for tier in self.memory):
+            raise SpecError(f"'bandwidth' is missing in a memory of {self.name}")
+        check_positive(
+            self.name, vector=self.vector, cores=self.cores, clock=self.clock, power=self.power
+        )
+        check_positive(self.name, **self.matrix)
+
+    @property
+    def memory_capacity(self) -> Number:
+        """Bytes the main memory holds."""
+        return self.memory[0].capacity
+
+    @property
+    def memory_bandwidth(self) -> Number:
+        """Bytes per second of the main memory."""
+        return cast("Number", self.memory[0].bandwidth)  # never None: checked when made
+
+    def peak(self, dtype: str) -> Number:
+        """Return the dense FLOP/s of products in *dtype*.
+
+        A dtype without a rate of its own runs at the rate of the narrowest wider one it
+        can be upcast to; fp32 without one runs on the vector units. Raises SpecError for
+        a dtype that does not exist.
+        """
+        if dtype in self.matrix:
+            return self.matrix[dtype]
+        if dtype not in _WIDER:
+            has = ", ".join(self.matrix)
+            raise SpecError(f"{self.name} has no peak for {shown(dtype)}; it has {has}")
+        for wider in _WIDER[dtype]:
+            if wider in self.matrix:
+                return self.matrix[wider]
+        return self.vector
+
+    def replace(self, **changes: Any) -> "Chip":
+        """Return this chip with other figures, each a number or an array.
+
+        Names: memory_bandwidth, memory_capacity, clock, cores, power, vector, and peak,
+        a mapping from dtype to FLOP/s that sets those rates. Raises SpecError for another
+        name, or a number that is not finite and positive.
+        """
+        flat = ("clock", "cores", "power", "vector")
+        known = ("memory_bandwidth", "memory_capacity", "peak", *flat)
+        for name in changes:
+            if name not in known:
+                raise SpecError(f"a chip has no {name!r} to replace{nearest(name, known)}")
+        main = dataclasses.replace(
+            self.memory[0],
+            bandwidth=changes.get("memory_bandwidth", self.memory_bandwidth),
+            capacity=changes.get("memory_capacity", self.memory_capacity),
+        )
+        rates = changes.get("peak", {})
+        for dtype in rates:
+            if dtype not in DTYPES:
+                raise SpecError(f"unknown dtype {dtype!r} in peak{nearest(dtype, DTYPES)}")
+        return dataclasses.replace(
+            self,
+            memory=(main, *self.memory[1:]),
+            matrix={**self.matrix, **rates},
+            **{name: changes[name] for name in flat if name in changes},
+        )
+
+
+def load_chip(name: str) -> Chip:
+    """Return the chip of the catalogue called *name*, or the one in the file *name*.toml.
+
+    Raises SpecError if there is no such chip or the file does not describe one.
+
+    >>> load_chip("h100-sxm").memory_capacity / 2**30
+    80.0
+    """
+    if name.endswith(".toml"):
+        return read_spec(find_spec(_CHIPS, name), Chip)
+    return _catalogue_chip(name)
+
+
+@functools.lru_cache(maxsize=256)  # more than the catalogue holds
+def _catalogue_chip(name: str) -> Chip:
+    return read_spec(find_spec(_CHIPS, name), Chip)
+
+
+def list_chips() -> list[str]:
+    """Return the names of the chips in the catalogue."""
+    return list_specs(_CHIPS)

@@ -1,0 +1,206 @@
+"""Spec files: TOML read strictly into frozen dataclasses.
+
+A dataclass says for each field how it is read, by annotating its type with a `Read`.
+What the file may not say (an unknown or missing key, a bare number, another unit, a
+value no machine has) is a `SpecError` of one line that names the file and the key.
+"""
+
+import re
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias, TypeVar
+
+from hardware.errors import SpecError, nearest, shown
+from hardware.units import Number, parse_quantity
+
+__all__ = ["SpecError", "find_spec", "nearest", "read_spec", "read_table", "read_toml"]
+
+T = TypeVar("T")
+
+LARGEST_FILE = 1_000_000  # bytes; the largest spec we know has two thousand
+MESSAGE_SHOWN = 120  # characters of another library's message
+LARGEST_COUNT = 1_000_000  # chips in one platform: ten times the largest cluster announced
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+# What a file may plausibly say, in SI units: from a thousandth of the smallest machine
+# worth describing to a thousand times the largest. Outside, a prefix is wrong.
+PLAUSIBLE = {
+    "B": (1.0, 1e18),
+    "B/s": (1.0, 1e20),
+    "FLOP/s": (1.0, 1e21),
+    "W": (1e-6, 1e8),
+    "Hz": (1.0, 1e13),
+    "s": (0.0, 1.0),  # zero: an ideal link is a fair question
+}
+
+
+@dataclass(frozen=True)
+class Read:
+    """How a field is read from a file: put it in the `Annotated` type of the field."""
+
+    convert: Callable[[Any], object]
+
+    def __get_pydantic_core_schema__(self, source: object, handler: object) -> Any:
+        """Tell pydantic to call *convert*; pydantic finds this method by its name."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_plain_validator_function(self.convert)
+
+
+def _quantity(unit: str) -> Callable[[object], float]:
+    low, high = PLAUSIBLE[unit]
+
+    def convert(value: object) -> float:
+        if not isinstance(value, str):
+            raise SpecError(f"{shown(value)} needs a unit: write text such as '1.5 {unit}'")
+        number = parse_quantity(value, unit)
+        if not low <= number <= high:
+            raise SpecError(f"{shown(value)} is not between {low:g} and {high:g} {unit}")
+        return number
+
+    return convert
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise SpecError(f"{shown(value)} is not a whole number")
+    if not 1 <= value <= LARGEST_COUNT:
+        raise SpecError(f"{shown(value)} is not between 1 and {LARGEST_COUNT}")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise SpecError(f"{shown(value)} is not a text")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise SpecError(f"{shown(value)} is neither true nor false")
+    return value
+
+
+def one_of(known: Sequence[str]) -> Read:
+    """Read one of the words *known*."""
+
+    def convert(value: object) -> str:
+        if not isinstance(value, str) or value not in known:
+            raise SpecError(f"{shown(value)} is unknown{nearest(str(value), known)}")
+        return value
+
+    return Read(convert)
+
+
+def check_name(name: object) -> str:
+    """Return *name* if it may name a spec: letters, digits, dots, dashes, underscores."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise SpecError(
+            f"{shown(name)} is not a name; use 1 to 64 letters, digits, dots, dashes or underscores"
+        )
+    return name
+
+
+Name: TypeAlias = Annotated[str, Read(check_name)]
+Text: TypeAlias = Annotated[str, Read(_text)]
+Flag: TypeAlias = Annotated[bool, Read(_flag)]
+Count: TypeAlias = Annotated[int, Read(_count)]
+Cores: TypeAlias = Annotated[Number, Read(_count)]
+Bytes: TypeAlias = Annotated[Number, Read(_quantity("B"))]
+BytesPerSecond: TypeAlias = Annotated[Number, Read(_quantity("B/s"))]
+FlopPerSecond: TypeAlias = Annotated[Number, Read(_quantity("FLOP/s"))]
+Watts: TypeAlias = Annotated[Number, Read(_quantity("W"))]
+Hertz: TypeAlias = Annotated[Number, Read(_quantity("Hz"))]
+Seconds: TypeAlias = Annotated[Number, Read(_quantity("s"))]
+
+
+def list_specs(folder: Path) -> list[str]:
+    """Return the names of the specs in *folder*, in alphabetical order."""
+    return sorted(path.stem for path in folder.glob("*.toml"))
+
+
+def find_spec(folder: Path, name: str) -> Path:
+    """Return the path of the spec *name*: a path that ends in .toml, or a file of *folder*.
+
+    Raises SpecError with the nearest names if *folder* has no such file.
+    """
+    if name.endswith(".toml"):
+        return Path(name)
+    path = folder / f"{check_name(name)}.toml"
+    if not path.is_file():
+        raise SpecError(
+            f"unknown {folder.name.removesuffix('s')} {name!r}{nearest(name, list_specs(folder))}"
+        )
+    return path
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the tables of a TOML file of at most 1 MB.
+
+    Raises SpecError if there is no such file, if it cannot be read, is too large or
+    nested too deeply, or is not TOML.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        table = tomllib.loads(content.decode()) if len(content) <= LARGEST_FILE else None
+    except OSError as error:
+        raise SpecError(f"cannot read {shown(str(path))}: {error.strerror}") from None
+    except RecursionError:
+        raise SpecError(f"{shown(str(path))} is nested too deeply") from None
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:MESSAGE_SHOWN]
+        raise SpecError(f"{shown(str(path))} is not TOML: {reason}") from None
+    if table is None:
+        raise SpecError(f"{shown(str(path))} is larger than {LARGEST_FILE} bytes")
+    return table
+
+
+def read_spec(path: Path, kind: type[T]) -> T:
+    """Build a *kind* from the TOML file at *path*; SpecError if the file does not fit."""
+    return read_table(read_toml(path), kind, where=path.name)
+
+
+def read_table(table: dict[str, Any], kind: type[T], where: str) -> T:
+    """Build a *kind* from a parsed *table*; *where* it came from stands in the errors."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        value: T = TypeAdapter(kind).validate_python(table)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise SpecError(f"{where}: {_explain(first, kind)}") from None
+    return value
+
+
+def _explain(error: Any, kind: type) -> str:
+    """Say in our words what pydantic found wrong first."""
+    *outer, last = error["loc"] or ("",)
+    place = _place(outer)
+    if error["type"] == "unexpected_keyword_argument":
+        known = _keys(kind, outer)
+        return f"unknown key {shown(last)}{place}{nearest(str(last), known)}"
+    if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"{str(last)!r} is missing{place}"
+    key = _place(error["loc"]).removeprefix(" in ")
+    if error["type"] == "value_error":
+        return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
+    expected = {"dataclass_type": "a table", "mapping_type": "a table", "tuple_type": "a list"}
+    wanted = expected.get(error["type"], error["msg"])
+    return f"{key}: expected {wanted}, found {shown(error['input'])}"
+
+
+def _place(location: Sequence[object]) -> str:
+    path = ".".join(str(part) for part in location if part != "[key]")
+    return f" in {path[:64]}" if path else ""
+
+
+def _keys(kind: Any, location: Sequence[object]) -> list[str]:
+    """Return the keys of the table at *location* inside a *kind*."""
+    for part in location:
+        if isinstance(part, str):
+            hint = next(field.type for field in fields(kind) if field.name == part)
+            kind = next(t for t in (hint, *getattr(hint, "__args__", ())) if is_dataclass(t))
+    return [field.name for field in fields(kind)]

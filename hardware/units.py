@@ -1,0 +1,83 @@
+"""Units: inside, every number is in one SI unit; at the edges, it says which.
+
+Seconds, bytes, FLOP, watts, hertz, joules. A number may be one float or an array
+of them, one for each design point. Files and command lines carry text such as
+"3.35 TB/s" or "80 GiB": GB is 1e9 bytes, GiB is 2**30.
+"""
+
+import math
+import re
+from typing import Any, TypeAlias
+
+from numpy.typing import NDArray
+
+from hardware.errors import SpecError, nearest, shown
+
+Number: TypeAlias = float | NDArray[Any]
+"""One number, or a NumPy array of them that broadcasts against the others."""
+
+UNITS = ("s", "B", "B/s", "FLOP", "FLOP/s", "W", "Hz", "J")
+_COUNTED = ("B", "B/s", "FLOP", "FLOP/s")  # never a fraction of one: "80 mB" is a slip for MB
+
+_SMALL = {"p": 1e-12, "n": 1e-9, "u": 1e-6, "µ": 1e-6, "m": 1e-3}
+_LARGE = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+_BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50}
+
+_LONGEST = 64  # characters; a longer text is no quantity, and is not worth matching
+_QUANTITY = re.compile(r"\s*([+-]?\d+\.?\d*(?:[eE][+-]?\d+)?)\s*(\D*?)\s*", re.ASCII)
+
+
+def prefixes(unit: str) -> dict[str, float]:
+    """Return the prefixes *unit* takes and what each multiplies by."""
+    if unit not in UNITS:
+        raise SpecError(f"unknown unit {shown(unit)}{nearest(unit, UNITS)}")
+    small = {} if unit in _COUNTED else _SMALL
+    return small | _LARGE | (_BINARY if unit.startswith("B") else {})
+
+
+def parse_quantity(text: str, unit: str) -> float:
+    """Read *text*, a number and a unit, as a float in *unit*.
+
+    Raises SpecError, quoting the text, for a bare number, another unit, an unknown
+    prefix, and a number that is not finite.
+
+    >>> parse_quantity("3.35 TB/s", "B/s")
+    3350000000000.0
+    """
+    scales = prefixes(unit)
+    match = _QUANTITY.fullmatch(text) if len(text) <= _LONGEST else None
+    if match is None:
+        raise SpecError(f"{shown(text)} is not a quantity; write a number and {_example(unit)}")
+    digits, symbol = match.groups()
+    if not symbol:
+        raise SpecError(f"{shown(text)} has no unit; write {_example(unit, digits)}")
+    prefix = symbol.removesuffix(unit)
+    if prefix == symbol or prefix not in scales:
+        raise SpecError(f"{shown(text)} is not in {unit}; write a number and {_example(unit)}")
+    value = float(digits) * scales[prefix]
+    if not math.isfinite(value):
+        raise SpecError(f"{shown(text)} is not a finite number")
+    return value
+
+
+def _example(unit: str, digits: str = "") -> str:
+    prefix = "T" if unit in _COUNTED else {"s": "u", "Hz": "G"}.get(unit, "")
+    return f"'{digits} {prefix}{unit}'" if digits else f"its unit, such as '{prefix}{unit}'"
+
+
+def format_quantity(value: float, unit: str, digits: int = 3) -> str:
+    """Write one number in *unit* as text, with decimal prefixes.
+
+    `parse_quantity` reads it back, to the digits kept.
+
+    >>> format_quantity(3.35e12, "B/s")
+    '3.35 TB/s'
+    """
+    rounded = float(f"{value:.{digits}g}")
+    scales = {p: s for p, s in prefixes(unit).items() if p not in _BINARY and p != "µ"}
+    fitting = [prefix for prefix, scale in scales.items() if abs(rounded) >= scale]
+    smallest = "" if rounded == 0 else min(scales, key=lambda prefix: scales[prefix])
+    prefix = max(fitting, key=lambda p: scales[p], default=smallest)
+    if not math.isfinite(rounded):
+        prefix = ""
+    return f"{rounded / scales[prefix]:.{digits}g} {prefix}{unit}"

@@ -1,0 +1,52 @@
+"""opgraph: LLM inference on multi-chip platforms, simulated operator by operator.
+
+The public names load what they need when they are first used, so that ``opgraph --help`` does
+not wait for NumPy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opgraph.cost import Calibrated, CostModel, Efficiency, Roofline
+    from opgraph.graph import Block, Builder, Graph, GraphError
+    from opgraph.memory import Footprint
+    from opgraph.model import Model
+    from opgraph.operator import Operator, Work
+    from opgraph.passes import shard
+    from opgraph.plan import Plan
+    from opgraph.report import Report
+    from opgraph.simulation import simulate
+    from opgraph.sizes import Sizes
+    from opgraph.tensor import Format, Tensor
+    from opgraph.timeline import Event, Timeline
+    from opgraph.workload import Workload
+
+_HOME = {
+    "cost": ("Calibrated", "CostModel", "Efficiency", "Roofline"),
+    "graph": ("Block", "Builder", "Graph", "GraphError"),
+    "memory": ("Footprint",),
+    "model": ("Model",),
+    "operator": ("Operator", "Work"),
+    "passes": ("shard",),
+    "plan": ("Plan",),
+    "report": ("Report",),
+    "simulation": ("simulate",),
+    "sizes": ("Sizes",),
+    "tensor": ("Format", "Tensor"),
+    "timeline": ("Event", "Timeline"),
+    "workload": ("Workload",),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [  # noqa: PLE0604 (strings, gathered from the table)
+    *_MODULE_OF
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'opgraph' has no attribute {name!r}")
+    value = getattr(import_module(f"opgraph.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,170 @@
+"""Cost models: how long one operator takes on one chip, and what limits it.
+
+`Roofline` is the ideal: the longer of computing at the datasheet's peak and moving at the
+datasheet's bandwidth. `Calibrated` takes efficiencies and fixed overheads per kind of operator
+from data and is the ideal where there are none. Both price collectives by latency and bandwidth
+(α–β) with the fastest algorithm that the links allow.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware import Number, Platform, SpecError, collective
+from hardware.errors import nearest
+from opgraph.arithmetic import larger, smaller, where
+from opgraph.operator import Collective, Operator, Work
+from opgraph.plan import Plan
+from opgraph.sizes import Sizes
+
+COMPUTE, MEMORY, LAUNCH, NETWORK_BANDWIDTH, NETWORK_LATENCY = range(5)
+LIMITERS = ("compute", "memory", "launch", "network bandwidth", "network latency")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one execution of an operator takes.
+
+    Attributes
+    ----------
+    time : seconds.
+    limiter : index into `LIMITERS`, an integer or an array of them.
+    work : what was asked of the chip.
+    algorithm : of a collective, the one chosen (the first point's where sizes are arrays).
+    """
+
+    time: Number
+    limiter: int | NDArray[np.intp]
+    work: Work
+    algorithm: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A platform used under a plan."""
+
+    platform: Platform
+    plan: Plan
+
+
+class CostModel(Protocol):
+    """Prices an operator of a sharded graph."""
+
+    @property
+    def name(self) -> str:
+        """The word by which it is chosen and under which results record it."""
+
+    @property
+    def tolerance(self) -> float:
+        """How far a step's time may bend over an interval of contexts, relative to itself, and
+        still count as straight when decode steps are averaged."""
+
+    def cost(self, operator: Operator, sizes: Sizes, machine: Machine) -> Cost:
+        """The cost of one execution of *operator* on one chip of *machine*."""
+
+
+@dataclass(frozen=True, slots=True)
+class Efficiency:
+    """What a kind of operator reaches of the datasheet's figures; neutral by default.
+
+    time = ((flop / (compute·peak))ᵖ + (bytes / (memory·bandwidth))ᵖ)^(1/p) + overhead
+
+    with p = *blend* (infinite: the longer of the two) and *overhead* in seconds.
+    """
+
+    compute: float = 1.0
+    memory: float = 1.0
+    overhead: float = 0.0
+    blend: float = np.inf
+
+
+NEUTRAL = Efficiency()
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """The ideal: datasheet peaks, no overheads (Williams, Waterman & Patterson 2009)."""
+
+    name: str = "ideal"
+    tolerance: float = 1e-12
+
+    def cost(self, operator: Operator, sizes: Sizes, machine: Machine) -> Cost:
+        """The longer of computing and moving; a collective at the links' α and β."""
+        return _cost(operator, sizes, machine, NEUTRAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """The roofline at measured efficiencies, per kind of operator.
+
+    *efficiencies* maps a kind (``gemm``, ``attention``, ``all_reduce`` …) to what it reaches;
+    a kind that is not there is ideal. *source* says where they come from.
+    """
+
+    efficiencies: Mapping[str, Efficiency] = field(default_factory=dict)
+    source: str = "none: neutral"
+    name: str = "calibrated"
+    tolerance: float = 1e-6
+
+    def cost(self, operator: Operator, sizes: Sizes, machine: Machine) -> Cost:
+        """The cost at the efficiency of the operator's kind."""
+        return _cost(operator, sizes, machine, self.efficiencies.get(operator.kind, NEUTRAL))
+
+
+def cost_model(choice: str | CostModel) -> CostModel:
+    """The cost model called *choice*, or *choice* itself.
+
+    Raises
+    ------
+    SpecError : no such name.
+    """
+    if not isinstance(choice, str):
+        return choice
+    known: dict[str, CostModel] = {"ideal": Roofline(), "calibrated": Calibrated()}
+    if choice not in known:
+        raise SpecError(f"no cost model {choice!r}{nearest(choice, list(known))}")
+    return known[choice]
+
+
+def _cost(operator: Operator, sizes: Sizes, machine: Machine, reached: Efficiency) -> Cost:
+    if operator.is_view:
+        return Cost(0.0, LAUNCH, Work())
+    if isinstance(operator, Collective):
+        return _collective_cost(operator, sizes, machine, reached)
+    work, chip = operator.work(sizes), machine.platform.chip
+    peak = chip.peak(operator.dtype) if operator.unit == "matrix" else chip.vector
+    compute = work.flop / (peak * reached.compute)
+    memory = work.moved / (chip.memory_bandwidth * reached.memory)
+    busy = _blend(compute, memory, reached.blend)
+    limiter: Any = where(compute >= memory, COMPUTE, MEMORY)
+    if reached.overhead:
+        limiter = where(busy >= reached.overhead, limiter, LAUNCH)
+    return Cost(busy + reached.overhead, limiter, work)
+
+
+def _collective_cost(
+    operator: Collective, sizes: Sizes, machine: Machine, reached: Efficiency
+) -> Cost:
+    size, stride = machine.plan.group(operator.axes)
+    work = operator.work(sizes)
+    spans = machine.platform.spans(size, stride)
+    found = collective(operator.collective, work.sent, spans)
+    time = found.latency_time + found.bandwidth_time / reached.memory
+    overhead = where(np.greater(size, 1), reached.overhead, 0.0)
+    limiter = where(
+        found.bandwidth_time >= found.latency_time, NETWORK_BANDWIDTH, NETWORK_LATENCY
+    )
+    index = int(np.asarray(found.algorithm).flat[0])
+    return Cost(time + overhead, limiter, work, found.names[index])
+
+
+def _blend(compute: Number, memory: Number, power: float) -> Number:
+    if power == np.inf:
+        return larger(compute, memory)
+    top = larger(compute, memory)
+    low = smaller(compute, memory)
+    return top * (1 + (low / larger(top, np.finfo(float).tiny)) ** power) ** (1 / power)
+

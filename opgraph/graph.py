@@ -1,0 +1,241 @@
+"""The operator graph of one step: blocks of operators, each with a count.
+
+Eighty equal layers are one block × 80. What a block hands from one repetition to the next is
+*carried*: pairs of a tensor's name on entry and on exit.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import networkx as nx
+
+from hardware import Number
+from hardware.errors import nearest
+from opgraph.operator import Einsum, Operator
+from opgraph.sizes import Expression, Sizes
+from opgraph.tensor import Tensor
+
+
+class GraphError(ValueError):
+    """A graph that is not well formed: the message names the operator and the tensor."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """*operators* in program order, repeated *count* times."""
+
+    name: str
+    operators: tuple[Operator, ...]
+    count: int = 1
+    carried: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Blocks in program order; *derived* gives the dimensions that are expressions.
+
+    *inputs* are the tensors that come from outside the graph, besides weights and caches.
+    """
+
+    name: str
+    blocks: tuple[Block, ...]
+    inputs: tuple[Tensor, ...] = ()
+    derived: Mapping[str, Expression] = field(default_factory=dict)
+
+    @property
+    def operators(self) -> Iterator[tuple[Operator, int]]:
+        """Each operator with its count, in program order."""
+        return ((operator, block.count) for block in self.blocks for operator in block.operators)
+
+    @cached_property
+    def nx(self) -> "nx.DiGraph[str]":
+        """The graph in networkx: nodes carry ``operator block count``, edges a ``tensor``.
+
+        A block stands once; what it carries to its next repetition is no edge.
+        """
+        graph: nx.DiGraph[str] = nx.DiGraph(name=self.name)
+        producer: dict[str, str] = {}
+        for block in self.blocks:
+            for operator in block.operators:
+                graph.add_node(
+                    operator.name, operator=operator, block=block.name, count=block.count
+                )
+                for tensor in operator.activations:
+                    if tensor.name in producer:
+                        graph.add_edge(producer[tensor.name], operator.name, tensor=tensor)
+                producer |= {tensor.name: operator.name for tensor in operator.outputs}
+        return graph
+
+    def tensors(self, role: str) -> Iterator[tuple[Tensor, int]]:
+        """The weights or caches, each once, with the count of its block."""
+        seen: set[str] = set()
+        for operator, count in self.operators:
+            for tensor in operator.inputs:
+                if tensor.role == role and tensor.name not in seen:
+                    seen.add(tensor.name)
+                    yield tensor, count
+
+    def nbytes(self, role: str, sizes: Sizes) -> Number:
+        """Bytes of all weights or caches on one chip."""
+        return sum(tensor.nbytes(sizes) * count for tensor, count in self.tensors(role))
+
+    def unroll(self) -> "Graph":
+        """The same graph with every repetition written out."""
+        blocks: list[Block] = []
+        rename: dict[str, str] = {}
+        for block in self.blocks:
+            blocks += _repetitions(block, rename)
+        return replace(self, blocks=tuple(blocks))
+
+    def check(self) -> "Graph":
+        """The graph itself, if it is well formed.
+
+        Raises
+        ------
+        GraphError : a name given twice, a tensor read before it is made or with other
+            dimensions than it was made with, a pattern that does not fit its operands.
+        """
+        known = {tensor.name: tensor for tensor in self.inputs}
+        names: set[str] = set()
+        for block in self.blocks:
+            if block.count < 1:
+                raise GraphError(f"{self.name}: block {block.name!r} has count {block.count}")
+            for operator in block.operators:
+                if operator.name in names:
+                    raise GraphError(f"{self.name}: two operators are called {operator.name!r}")
+                names.add(operator.name)
+                _check_operator(operator, known)
+            _check_carried(block, known)
+        return self
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}({', '.join(map(str, self.inputs))})"]
+        lines += [f"  where {name} = {by.text}" for name, by in self.derived.items()]
+        for block in self.blocks:
+            lines.append(f"{block.name}:" if block.count == 1 else f"{block.name} × {block.count}:")
+            lines += [f"  {operator}" for operator in block.operators]
+            lines += [f"  {entry} ← {leave}" for entry, leave in block.carried]
+        return "\n".join(lines)
+
+
+def _repetitions(block: Block, rename: dict[str, str]) -> Iterator[Block]:
+    """The repetitions of *block*; *rename* keeps the latest name of each tensor."""
+    for index in range(block.count):
+        prefix = f"{index}." if block.count > 1 else ""
+        operators = []
+        for operator in block.operators:
+            inputs = tuple(_renamed(t, rename, prefix, block) for t in operator.inputs)
+            renamed = replace(operator, name=prefix + operator.name, inputs=inputs)
+            rename |= {
+                old.name: new.name
+                for old, new in zip(operator.outputs, renamed.outputs, strict=True)
+            }
+            operators.append(renamed)
+        rename |= {entry: rename.get(leave, leave) for entry, leave in block.carried}
+        yield Block(prefix + block.name, tuple(operators))
+
+
+def _renamed(tensor: Tensor, rename: dict[str, str], prefix: str, block: Block) -> Tensor:
+    if tensor.role == "activation":
+        return replace(tensor, name=rename.get(tensor.name, tensor.name))
+    return replace(tensor, name=prefix + tensor.name) if block.count > 1 else tensor
+
+
+def _check_operator(operator: Operator, known: dict[str, Tensor]) -> None:
+    for tensor in operator.inputs:
+        before = known.get(tensor.name)
+        if before is None and tensor.role == "activation":
+            raise GraphError(
+                f"{operator.name} reads {tensor.name!r} before anything makes it"
+                f"{nearest(tensor.name, list(known))}"
+            )
+        if before is not None and (before.dims, before.format) != (tensor.dims, tensor.format):
+            raise GraphError(f"{operator.name} reads {tensor} but it was made as {before}")
+        known[tensor.name] = tensor
+    if isinstance(operator, Einsum):
+        for dims, tensor in zip(operator.operands, operator.inputs, strict=False):
+            if dims != tensor.dims:
+                raise GraphError(
+                    f"{operator.name}: the pattern reads [{' '.join(dims)}] but the tensor is "
+                    f"{tensor}"
+                )
+    for tensor in operator.outputs:
+        if tensor.name in known:
+            raise GraphError(f"{operator.name}: {tensor.name!r} is made twice")
+        known[tensor.name] = tensor
+
+
+def _check_carried(block: Block, known: dict[str, Tensor]) -> None:
+    for entry, leave in block.carried:
+        for name in (entry, leave):
+            if name not in known:
+                raise GraphError(f"block {block.name!r} carries {name!r}, which nothing makes")
+        before, after = known[entry], known[leave]
+        if (before.dims, before.format) != (after.dims, after.format):
+            raise GraphError(f"block {block.name!r} turns {before} into {after}")
+
+
+class Builder:
+    """Writes a graph operator by operator.
+
+    Examples
+    --------
+    >>> from opgraph.tensor import Tensor
+    >>> from opgraph.operator import Activation
+    >>> build = Builder("two")
+    >>> x = build.input(Tensor.of("x", "batch model", "bf16"))
+    >>> (x,) = build.repeat("layer", 2, lambda x: build.add(Activation(name="act", inputs=(x,))), x)
+    >>> print(build.graph())
+    two(x:bf16[batch model])
+    layer × 2:
+      act:bf16[batch model] = activation(x)
+      x ← act
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._derived: dict[str, Expression] = {}
+        self._inputs: list[Tensor] = []
+        self._blocks: list[Block] = []
+        self._pending: list[Operator] = []
+
+    def input(self, tensor: Tensor) -> Tensor:
+        """Declare a tensor that comes from outside."""
+        self._inputs.append(tensor)
+        return tensor
+
+    def derive(self, expressions: Mapping[str, str]) -> None:
+        """Declare dimensions that are expressions over others."""
+        self._derived |= {name: Expression(text) for name, text in expressions.items()}
+
+    def add(self, operator: Operator) -> tuple[Tensor, ...]:
+        """Append *operator*; its outputs."""
+        self._pending.append(operator)
+        return operator.outputs
+
+    def repeat(
+        self, name: str, count: int, body: Callable[..., tuple[Tensor, ...]], *carried: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Append the block that *body* writes, *count* times; what the last one leaves.
+
+        *body* takes the carried tensors and returns them as they leave, in the same order.
+        """
+        self._close()
+        left = body(*carried)
+        pairs = tuple((a.name, b.name) for a, b in zip(carried, left, strict=True))
+        self._close(name, count, pairs)
+        return left
+
+    def graph(self) -> Graph:
+        """The finished graph, checked."""
+        self._close()
+        return Graph(self.name, tuple(self._blocks), tuple(self._inputs), self._derived).check()
+
+    def _close(
+        self, name: str = "", count: int = 1, carried: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        if self._pending:
+            name = name or ("head" if self._blocks else "stem")
+            self._blocks.append(Block(name, tuple(self._pending), count, carried))
+            self._pending = []

@@ -1,0 +1,119 @@
+"""Passes: a graph in, a graph out.
+
+`shard` derives the collectives of a plan from the names of the dimensions (the four cases of
+Austin et al., How to Scale Your Model, 2025, chapter 3): a contraction over a split dimension
+leaves partial sums, so an all-reduce follows, or a reduce-scatter where the reader wants the
+result split; a dimension that a reader needs whole is gathered; a split that moves from one
+dimension to another is an all-to-all. Taking one's own part of a whole tensor is free.
+"""
+
+from dataclasses import replace
+
+from opgraph.graph import Block, Graph
+from opgraph.operator import Collective, CollectiveKind, Operator
+from opgraph.plan import Plan
+from opgraph.sizes import Axes, Sizes
+from opgraph.tensor import Tensor
+
+Layout = dict[str, Axes]
+
+
+def shard(graph: Graph, plan: Plan) -> Graph:
+    """One chip's part of *graph* under *plan*, with the collectives that the splits call for.
+
+    Only the axes that split anything count, not their degrees: the numbers come later.
+    """
+    return _Sharding(graph, plan).graph()
+
+
+class _Sharding:
+    """The state of one walk over a graph: where each tensor is and in which layout."""
+
+    def __init__(self, source: Graph, plan: Plan) -> None:
+        self.source = source
+        self.active = frozenset(plan.active)
+        self.names = plan.bind({}, source.derived)
+        self.tensors: dict[str, Tensor] = {tensor.name: tensor for tensor in source.inputs}
+        self.operators: dict[str, Operator] = {}
+
+    def graph(self) -> Graph:
+        blocks = tuple(self._block(block) for block in self.source.blocks)
+        return replace(self.source, blocks=blocks)
+
+    def _block(self, block: Block) -> Block:
+        self.operators = {}
+        entries = [self.tensors[entry] for entry, _ in block.carried]
+        for operator in block.operators:
+            self._operator(operator)
+        for entry, (_, leave) in zip(entries, block.carried, strict=True):
+            self.tensors[leave] = self._move(leave, entry.layout)
+        for operator in block.operators:
+            for tensor in operator.outputs:
+                # what leaves a block is summed up there, once, whoever reads it later
+                self._move(tensor.name, self.tensors[tensor.name].layout)
+        leaves = [self.tensors[leave] for _, leave in block.carried]
+        carried = tuple((a.name, b.name) for a, b in zip(entries, leaves, strict=True))
+        return Block(block.name, tuple(self.operators.values()), block.count, carried)
+
+    def _operator(self, operator: Operator) -> None:
+        layout = self._layout(operator)
+        inputs = tuple(
+            self._move(tensor.name, layout)
+            if tensor.role == "activation"
+            else tensor.laid_out(layout)
+            for tensor in operator.inputs
+        )
+        placed = replace(operator, inputs=inputs, layout=layout)
+        self.operators[placed.name] = placed
+        for before, after in zip(operator.outputs, placed.outputs, strict=True):
+            self.tensors[before.name] = after
+
+    def _layout(self, operator: Operator) -> Layout:
+        """Which axes split each dimension of *operator*; weights and caches choose first.
+
+        An axis splits one dimension of a tensor: one that is taken by a weight's dimension (or
+        by an earlier one of the same tensor) is not there for the others.
+        """
+        kept = (tensor for tensor in operator.inputs if tensor.role != "activation")
+        layout: Layout = {}
+        for tensor in (*kept, *operator.activations, *operator.outputs):
+            taken = {axis for dim in tensor.dims for axis in layout.get(dim, ())}
+            for dim in tensor.dims:
+                if dim not in layout and dim not in operator.whole:
+                    free = (axis for axis in self.names.axes(dim) if axis in self.active - taken)
+                    layout[dim] = tuple(free)
+                    taken |= set(layout[dim])
+        return {dim: axes for dim, axes in layout.items() if axes}
+
+    def _move(self, name: str, wanted: Layout) -> Tensor:
+        """The tensor *name* in the layout *wanted*, by as few collectives as that takes."""
+        tensor = self.tensors[name]
+        target = {dim: wanted.get(dim, ()) for dim in tensor.dims}
+        if tensor.partial:
+            tensor = self.tensors[name] = self._sum(tensor, target)
+        lost = {dim: set(axes) - set(target[dim]) for dim, axes in tensor.layout.items()}
+        gathered = tuple(axis for dim in tensor.dims for axis in tensor.layout[dim] if axis in lost[dim])
+        if gathered:
+            moved = any(set(gathered) & set(axes) for axes in target.values())
+            kind: CollectiveKind = "all_to_all" if moved else "all_gather"
+            tensor = self._collect(tensor, kind, gathered, target)
+        return tensor.laid_out(target)
+
+    def _sum(self, tensor: Tensor, target: Layout) -> Tensor:
+        """Add up partial sums: reduce-scatter if the result is wanted split by the same axes."""
+        axes = tensor.partial
+        scattered = {dim: a for dim, a in target.items() if a and set(a) <= set(axes)}
+        kind: CollectiveKind = "reduce_scatter" if scattered else "all_reduce"
+        return self._collect(tensor, kind, axes, tensor.layout | scattered)
+
+    def _collect(self, tensor: Tensor, kind: CollectiveKind, axes: Axes, layout: Layout) -> Tensor:
+        name = f"{tensor.name}.{kind}"
+        if name in self.operators and self.operators[name].layout != layout:
+            name = f"{name}.{'.'.join(axes)}"
+        self.operators.setdefault(
+            name,
+            Collective(
+                name=name, inputs=(tensor,), collective=kind, axes=axes, layout=layout
+            ),
+        )
+        return self.operators[name].outputs[0]

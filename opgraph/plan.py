@@ -1,0 +1,121 @@
+"""Parallelism: into how many parts each axis splits the named dimensions, and over which chips."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from hardware import Number, SpecError
+from opgraph.arithmetic import product
+from opgraph.sizes import Axes, Expression, Sizes, Split
+
+# What each axis splits, by the word of the dimension. Megatron-LM (Shoeybi et al. 2019): heads
+# and feed-forward columns by tensor parallelism, and the vocabulary at both ends.
+SPLITS: dict[str, Split] = {
+    "batch": Split(("dp",), "pad"),
+    "heads": Split(("tp",)),
+    "kv_heads": Split(("tp",), "replicate"),
+    "ffn": Split(("tp",)),
+    "vocab": Split(("tp",), "pad"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a model is spread over chips. Every degree is an integer ≥ 1 or an array of them.
+
+    Parameters
+    ----------
+    tp : tensor parallelism: heads, feed-forward columns and vocabulary split over *tp* chips.
+    dp : data parallelism: *dp* copies of the model, each with its part of the batch.
+
+    Raises
+    ------
+    SpecError : a degree that is not a whole number ≥ 1.
+    """
+
+    tp: Number = 1
+    dp: Number = 1
+
+    # from neighbouring chips outwards: the fastest links go to the axis that talks most
+    AXES = ("tp", "dp")
+
+    def __post_init__(self) -> None:
+        for axis in self.AXES:
+            degree = getattr(self, axis)
+            if not _is_count(degree):
+                raise SpecError(f"{axis}={degree!r}: a plan's degree is a whole number ≥ 1")
+
+    @cached_property
+    def degrees(self) -> dict[str, Number]:
+        """Chips along each axis."""
+        return {axis: getattr(self, axis) for axis in self.AXES}
+
+    @property
+    def num_chips(self) -> Number:
+        """Chips that the plan uses."""
+        return product(self.degrees.values())
+
+    @property
+    def active(self) -> Axes:
+        """The axes that split anything."""
+        return tuple(axis for axis, degree in self.degrees.items() if np.any(np.not_equal(degree, 1)))
+
+    def group(self, axes: Axes) -> tuple[Number, Number]:
+        """Size and stride of the groups of chips along *axes*: every stride-th chip."""
+        first = min(self.AXES.index(axis) for axis in axes)
+        stride = product(self.degrees[axis] for axis in self.AXES[:first])
+        return product(self.degrees[axis] for axis in axes), stride
+
+    def bind(self, numbers: Mapping[str, Number], derived: Mapping[str, Expression]) -> Sizes:
+        """The sizes of *numbers* under this plan."""
+        return Sizes(numbers, derived, self.degrees, SPLITS)
+
+    def check(self, numbers: Mapping[str, Number], num_chips: int, platform: str) -> None:
+        """Refuse a plan that the model's dimensions or the platform's chips do not allow.
+
+        Raises
+        ------
+        SpecError : too many chips, or a dimension that does not divide.
+        """
+        if np.any(self.num_chips > num_chips):
+            asked = " × ".join(f"{axis}={_most(d)}" for axis, d in self.degrees.items() if _most(d) > 1)
+            raise SpecError(
+                f"{asked} needs {_most(self.num_chips)} chips but {platform} has {num_chips}"
+            )
+        for dim, whole in numbers.items():
+            rule = SPLITS.get(dim.partition(".")[0])
+            if rule and rule.uneven != "pad":
+                self._check_divides(dim, whole, rule)
+
+    def _check_divides(self, dim: str, whole: Number, rule: Split) -> None:
+        ways = product(self.degrees[axis] for axis in rule.axes)
+        small, large = np.minimum(whole, ways), np.maximum(whole, ways)
+        uneven = large % small if rule.uneven == "replicate" else np.mod(whole, ways)
+        if np.any(uneven):
+            at = np.argmax(np.broadcast_to(uneven, np.broadcast(whole, ways).shape) != 0)
+            axis, n = " × ".join(rule.axes), np.broadcast_to(ways, np.broadcast(whole, ways).shape).flat[at]
+            raise SpecError(
+                f"{axis}={n} does not divide the {_most(whole)} {dim} of the model evenly; "
+                f"{_divisors(int(_most(whole)))} would"
+            )
+
+
+def _is_count(degree: object) -> bool:
+    if isinstance(degree, np.ndarray):
+        return bool(
+            degree.size and degree.dtype.kind in "iuf" and np.all(np.isfinite(degree))
+            and np.all(degree >= 1) and np.all(degree == np.floor(degree))
+        )  # fmt: skip
+    return isinstance(degree, int | np.integer) and not isinstance(degree, bool) and degree >= 1
+
+
+def _most(value: Number) -> Number:
+    return value if isinstance(value, int) else int(np.max(value))
+
+
+def _divisors(whole: int) -> str:
+    # no platform splits one tensor more ways than this
+    most = 64
+    return ", ".join(str(n) for n in range(1, min(whole, most) + 1) if whole % n == 0)

@@ -1,0 +1,155 @@
+"""What a simulation answers: times, throughput, memory, and what limits each phase."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hardware import Number, SpecError, format_quantity
+from opgraph.memory import Footprint
+from opgraph.timeline import Timeline
+
+if TYPE_CHECKING:
+    from opgraph.simulation import Point
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """The figures of one design point, or of an array of them.
+
+    Attributes
+    ----------
+    point : what was simulated.
+    ttft : time to first token in s: one step that prefills all prompts of the batch.
+    tpot : time per output token in s: mean of the decode steps as the context grows.
+    memory : bytes on a chip.
+    """
+
+    point: "Point"
+    ttft: Number
+    tpot: Number
+    memory: Footprint
+
+    @property
+    def latency(self) -> Number:
+        """Seconds from the prompt to the last token."""
+        return self.ttft + (self.point.workload.output - 1) * self.tpot
+
+    @property
+    def throughput(self) -> Number:
+        """Tokens generated per second by the whole platform, prefill included."""
+        return self.point.workload.batch * self.point.workload.output / self.latency
+
+    @property
+    def decode_throughput(self) -> Number:
+        """Tokens generated per second while decoding: batch / tpot."""
+        return self.point.workload.batch / self.tpot
+
+    @property
+    def num_chips(self) -> Number:
+        """Chips that the plan uses."""
+        return self.point.plan.num_chips
+
+    @property
+    def throughput_per_chip(self) -> Number:
+        """Tokens generated per second and chip."""
+        return self.throughput / self.num_chips
+
+    @property
+    def fits(self) -> Any:
+        """Whether weights, KV cache and activations fit the chip's memory."""
+        return self.memory.fits
+
+    @cached_property
+    def prefill(self) -> Timeline:
+        """The timeline of the prefill step."""
+        return self.point.timeline("prefill", self.point.workload.prompt)
+
+    @cached_property
+    def decode(self) -> Timeline:
+        """The timeline of the decode step in the middle of the output."""
+        workload = self.point.workload
+        return self.point.timeline("decode", workload.prompt + (workload.output + 1) // 2)
+
+    def at(self, *index: int) -> "Report":
+        """The report of one design point of an array."""
+        from opgraph.simulation import simulate
+
+        if not self.point.shape:
+            raise SpecError("this report is of a single design point: at() has nothing to pick")
+        try:
+            point = self.point.take(index)
+        except IndexError:
+            raise SpecError(f"at{index}: the report's points are {self.point.shape}") from None
+        if point.shape:
+            raise SpecError(f"at{index}: give {len(self.point.shape)} indices")
+        return simulate(point.model, point.platform, point.plan, point.workload, cost=point.cost)
+
+    @property
+    def verdict(self) -> str:
+        """Whether it fits, and by how much it does not."""
+        memory = self.memory
+        capacity, total = (_bytes(value) for value in (memory.capacity, memory.total))
+        if memory.fits:
+            return f"fits: {total} of {capacity} per chip"
+        return f"does not fit: needs {total} per chip of {capacity}, {_bytes(-memory.spare)} too much"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures under the keys of ``--json``."""
+        if self.point.shape:
+            raise SpecError(f"to_dict: pick one of the {self.point.shape} points with at(index)")
+        giga, milli = 1e9, 1e3
+        phases = {"prefill": self.prefill, "decode": self.decode}
+        return {
+            "model": self.point.model.name,
+            "platform": self.point.platform.name,
+            "cost_model": self.point.cost.name,
+            "ttft_ms": self.ttft * milli,
+            "tpot_ms": self.tpot * milli,
+            "latency_ms": self.latency * milli,
+            "throughput_tokens_per_s": self.throughput,
+            "throughput_tokens_per_s_per_chip": self.throughput_per_chip,
+            "decode_throughput_tokens_per_s": self.decode_throughput,
+            "memory_GB_per_chip": self.memory.total / giga,
+            "weights_GB_per_chip": self.memory.weights / giga,
+            "kv_cache_GB_per_chip": self.memory.kv_cache / giga,
+            "activations_GB_per_chip": self.memory.activations / giga,
+            "capacity_GB_per_chip": self.memory.capacity / giga,
+            "fits": self.memory.fits,
+            "num_chips": int(self.num_chips),
+            "phases": {
+                name: {
+                    "time_ms": float(timeline.time) * milli,
+                    "limiter_shares": timeline.limiter_shares,
+                    "operators": timeline.rows(),
+                }
+                for name, timeline in phases.items()
+            },
+        }
+
+    def __str__(self) -> str:
+        if self.point.shape:
+            return f"Report of {' × '.join(map(str, self.point.shape))} design points"
+        rows = {
+            "TTFT": format_quantity(self.ttft, "s"),
+            "TPOT": format_quantity(self.tpot, "s"),
+            "latency": format_quantity(self.latency, "s"),
+            "throughput": f"{self.throughput:.4g} tokens/s, {self.throughput_per_chip:.4g} per chip",
+            "memory": self.verdict,
+            "prefill": describe_shares(self.prefill),
+            "decode": describe_shares(self.decode),
+        }
+        point = self.point
+        title = f"{point.model.name} on {point.platform.name}, {self.num_chips} chips, {point.cost.name}"
+        return "\n".join([title, *(f"  {name:<11}{value}" for name, value in rows.items())])
+
+
+def describe_shares(timeline: Timeline) -> str:
+    """What limits a phase: ``86 % memory, 14 % network latency``."""
+    shares = sorted(timeline.limiter_shares.items(), key=lambda item: -np.mean(item[1]))
+    return ", ".join(f"{share:.0%} {name}" for name, share in shares)
+
+
+def _bytes(value: Number) -> str:
+    return format_quantity(value, "B")

@@ -1,0 +1,249 @@
+"""Timelines: what ran when, for how long, limited by what; predicted or measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware import Number, SpecError
+from opgraph.arithmetic import smaller
+from opgraph.cost import LIMITERS, Cost, CostModel, Machine
+from opgraph.graph import Graph
+from opgraph.operator import Work
+from opgraph.schedule import LoopRun, Schedule, program, schedule
+from opgraph.sizes import Sizes
+
+if TYPE_CHECKING:
+    import networkx as nx
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+# an operator with less slack than this share of the step is on the critical path: rounding
+_NO_SLACK = 1e-9
+
+
+@dataclass(frozen=True)
+class Event:
+    """One operator in a timeline, with all its repetitions.
+
+    Attributes
+    ----------
+    name, kind, block, stream : which operator, where it runs.
+    time : seconds of one execution.
+    starts : seconds from the beginning of the step at which each repetition starts.
+    limiter : what limits it (a name of `cost.LIMITERS`, or indices where sizes are arrays).
+    slack : seconds that it could take longer without the step taking longer.
+    work : flop and bytes of one execution on one chip.
+    algorithm : of a collective.
+    """
+
+    name: str
+    kind: str
+    time: Number
+    starts: NDArray[np.float64]
+    block: str = ""
+    stream: str = "compute"
+    limiter: Any = ""
+    slack: Number = 0.0
+    work: Work = field(default_factory=Work)
+    algorithm: str = ""
+    count: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Timeline:
+    """The events of one step in program order; repeated layers stand once, with their count.
+
+    Attributes
+    ----------
+    name : the phase, or what was measured.
+    events : operators in program order, without those that cost nothing.
+    time : seconds of the step.
+    graph : the sharded graph it was predicted from, if it was.
+    """
+
+    name: str
+    events: tuple[Event, ...]
+    time: Number
+    graph: Graph | None = None
+    source: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def nx(self) -> "nx.DiGraph[str]":
+        """The operator graph with ``time_us limiter slack_us flop … count`` at each node."""
+        if self.graph is None:
+            raise SpecError(f"the timeline {self.name!r} was measured: it has no graph")
+        graph = self.graph.nx.copy()
+        for event in self.events:
+            graph.nodes[event.name].update(_row(event, self.time))
+        return graph
+
+    @property
+    def limiter_shares(self) -> dict[str, Number]:
+        """Limiter → its share of all operators' time; the shares sum to 1."""
+        total = sum(event.time * event.count for event in self.events)
+        shares: dict[str, Number] = {}
+        for index, name in enumerate(LIMITERS):
+            spent = sum(
+                event.time * event.count * _equals(event.limiter, index, name)
+                for event in self.events
+            )
+            if np.any(spent):
+                shares[name] = spent / total
+        return shares
+
+    @property
+    def busy(self) -> dict[str, Number]:
+        """Stream → seconds in which it runs something."""
+        totals: dict[str, Number] = {}
+        for event in self.events:
+            totals[event.stream] = totals.get(event.stream, 0.0) + event.time * event.count
+        return totals
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dictionary per operator: the keys of ``--json`` and the columns of `to_frame`."""
+        self._need_one_point("rows")
+        return [_row(event, self.time) for event in self.events]
+
+    def to_frame(self) -> "pd.DataFrame":
+        """The operators in program order; times of one execution in µs, *share* of all of them."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows())
+
+    def critical_path(self) -> "pd.DataFrame":
+        """The operators without slack, in program order: ``operator time_us count limiter
+        share slack_us``. To shorten the step, shorten one of these."""
+        frame = self.to_frame().rename(columns={"name": "operator"})
+        critical = frame[frame["slack_us"] <= _NO_SLACK * float(self.time) * 1e6]
+        columns = ["operator", "time_us", "count", "limiter", "share", "slack_us"]
+        return critical[columns].reset_index(drop=True)
+
+    def unroll(self) -> "Timeline":
+        """The same timeline with every repetition as an event of its own, by start."""
+        self._need_one_point("unroll")
+        events = [
+            replace(
+                event,
+                name=f"{index}.{event.name}" if event.count > 1 else event.name,
+                starts=event.starts[index : index + 1],
+                count=1,
+            )
+            for event in self.events
+            for index in range(event.count)
+        ]
+        return replace(self, events=tuple(sorted(events, key=lambda event: float(event.starts[0]))))
+
+    def plot(self, ax: "Axes | None" = None, *, unrolled: bool = False) -> "Axes":
+        """Draw the operators on their streams; see `plots.timeline`."""
+        from opgraph import plots
+
+        return plots.timeline(self, ax, unrolled=unrolled)
+
+    def plot_roofline(self, ax: "Axes | None" = None) -> "Axes":
+        """Draw the operators under the chip's roofline; see `plots.roofline`."""
+        from opgraph import plots
+
+        return plots.roofline(self, ax)
+
+    def save_trace(self, path: str | Path) -> None:
+        """Write a Chrome trace (JSON, gzipped if the name ends in .gz); see `trace.save`."""
+        from opgraph import trace
+
+        trace.save(path, [self])
+
+    def _need_one_point(self, what: str) -> None:
+        if np.ndim(self.time):
+            raise SpecError(
+                f"{what}: this timeline holds {np.size(self.time)} design points; "
+                "pick one with report.at(index)"
+            )
+
+
+def predict(
+    name: str, graph: Graph, sizes: Sizes, machine: Machine, model: CostModel
+) -> Timeline:
+    """The timeline of one step of the sharded *graph*, priced by *model*."""
+    costs = {op.name: model.cost(op, sizes, machine) for op, _ in graph.operators}
+    times = {name: cost.time for name, cost in costs.items()}
+    forward = schedule(program(graph), times)
+    slack = _slack(graph, forward, schedule(program(graph).reverse, times))
+    events = tuple(
+        _event(operator.name, graph, costs[operator.name], loop, index, slack)
+        for loop, block in zip(forward.loops, graph.blocks, strict=True)
+        for index, operator in enumerate(block.operators)
+        if not operator.is_view
+    )
+    chip = machine.platform.chip
+    source = {"chip": chip.name, "cost": model.name}
+    return Timeline(name, events, forward.makespan, graph, source)
+
+
+def step_time(graph: Graph, sizes: Sizes, machine: Machine, model: CostModel) -> Number:
+    """Seconds of one step of the sharded *graph*: the makespan alone."""
+    times = {op.name: model.cost(op, sizes, machine).time for op, _ in graph.operators}
+    return schedule(program(graph), times).makespan
+
+
+def _event(
+    name: str, graph: Graph, cost: Cost, loop: LoopRun, index: int, slack: Mapping[str, Number]
+) -> Event:
+    node = graph.nx.nodes[name]
+    operator = node["operator"]
+    repetitions = 1 if np.ndim(cost.time) else loop.count
+    starts = np.stack([np.asarray(loop.start(index, i), float) for i in range(repetitions)])
+    limiter = cost.limiter if np.ndim(cost.limiter) else LIMITERS[int(cost.limiter)]
+    return Event(
+        name, operator.kind, cost.time, starts, node["block"], operator.stream, limiter,
+        slack[name], cost.work, cost.algorithm, loop.count,
+    )  # fmt: skip
+
+
+def _slack(graph: Graph, forward: Schedule, backward: Schedule) -> dict[str, Number]:
+    """Makespan less the longest path through each operator, least over its repetitions.
+
+    Both the ends and the tails are straight lines in the repetition but for the first and last
+    few, so the least is found there.
+    """
+    slack: dict[str, Number] = {}
+    for block, ahead, behind in zip(
+        graph.blocks, forward.loops, reversed(backward.loops), strict=True
+    ):
+        first = range(min(len(ahead.runs) + 1, block.count))
+        final = range(max(0, block.count - len(behind.runs) - 1), block.count)
+        last = len(block.operators) - 1
+        for index, operator in enumerate(block.operators):
+            for i in {*first, *final}:
+                tail = behind.start(last - index, block.count - 1 - i)
+                spare = forward.makespan - (ahead.end(index, i) + tail)
+                slack[operator.name] = smaller(slack.get(operator.name, spare), spare)
+    return {name: np.maximum(spare, 0.0) if np.ndim(spare) else max(spare, 0.0) for name, spare in slack.items()}
+
+
+def _equals(limiter: Any, index: int, name: str) -> Any:
+    return limiter == (index if np.ndim(limiter) else name)
+
+
+def _row(event: Event, step: Number) -> dict[str, Any]:
+    micro = 1e6
+    return {
+        "name": event.name,
+        "kind": event.kind,
+        "block": event.block,
+        "count": event.count,
+        "start_us": float(event.starts[0]) * micro,
+        "time_us": float(event.time) * micro,
+        "share": float(event.time * event.count / step),
+        "limiter": event.limiter,
+        "slack_us": float(event.slack) * micro,
+        "stream": event.stream,
+        "flop": float(event.work.flop),
+        "bytes_read": float(event.work.read),
+        "bytes_written": float(event.work.written),
+        "bytes_sent": float(event.work.sent),
+        "algorithm": event.algorithm,
+    }
