@@ -22,9 +22,7 @@ def list_models() -> list[str]:
     return sorted(path.stem for path in _MODELS.glob("*.toml"))
 
 
-def load_model(
-    which: str | Path | dict[str, Any], *, precision: Precision | None = None
-) -> Model:
+def load_model(which: str | Path | dict[str, Any], *, precision: Precision | None = None) -> Model:
     """A model by name, from the path of a ``config.json`` (or its folder), or from its content.
 
     Parameters
@@ -59,7 +57,9 @@ def _from_catalogue(name: str, precision: Precision | None) -> Model:
 
 def _from_config(config: Any, name: str, precision: Precision | None) -> Model:
     if not isinstance(config, dict):
-        raise SpecError(f"{name}: a config is a table of keys and values, not {type(config).__name__}")
+        raise SpecError(
+            f"{name}: a config is a table of keys and values, not {type(config).__name__}"
+        )
     return to_decoder(Config(config, name)).to_model(precision)
 
 

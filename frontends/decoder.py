@@ -91,14 +91,18 @@ class Writer:
         self, name: str, x: Tensor, pattern: str, weight_class: WeightClass, bias: bool = False
     ) -> Tensor:
         """A projection: the weight's dimensions are those of the pattern's second operand."""
-        dims = pattern.split("->")[0].split(",")[1]
+        dims = pattern.split("->", maxsplit=1)[0].split(",")[1]
         result = pattern.split("->")[1].split()
         inputs = [x, self.weight(f"{name}.weight", dims, weight_class)]
         if bias:
-            inputs.append(self.weight(f"{name}.bias", " ".join(d for d in result if d in dims.split())))
+            inputs.append(
+                self.weight(f"{name}.bias", " ".join(d for d in result if d in dims.split()))
+            )
         return self.add(Einsum(name=self.prefix + name, inputs=tuple(inputs), pattern=pattern))
 
-    def norm(self, name: str, x: Tensor, *residual: Tensor, dim: str = "model") -> tuple[Tensor, ...]:
+    def norm(
+        self, name: str, x: Tensor, *residual: Tensor, dim: str = "model"
+    ) -> tuple[Tensor, ...]:
         """Normalise *x*, or its sum with *residual*; what comes out is also the sum then."""
         inputs = [x, *residual, self.weight(f"{name}.weight", dim)]
         if self.norm_kind == "layer":
@@ -107,9 +111,7 @@ class Writer:
 
     def elementwise(self, name: str, *inputs: Tensor, flop: float = 1.0) -> Tensor:
         """An elementwise operation with a result like the first input."""
-        return self.add(
-            Elementwise(name=self.prefix + name, inputs=inputs, flop_per_element=flop)
-        )
+        return self.add(Elementwise(name=self.prefix + name, inputs=inputs, flop_per_element=flop))
 
     def add(self, operator: "Einsum | Elementwise | Attention | Activation") -> Tensor:
         """Append an operator with a single result."""

@@ -78,9 +78,8 @@ def to_decoder(config: Config, source: str = "", family: str = "") -> Decoder:
     if not isinstance(kind, str):
         raise SpecError(f"{config.name}: 'model_type' is missing; it names the architecture")
     if kind not in ARCHITECTURES:
-        raise SpecError(
-            f"{config.name}: the architecture {kind!r} is not known{nearest(kind, list(ARCHITECTURES))}"
-        )
+        hint = nearest(kind, ARCHITECTURES)
+        raise SpecError(f"{config.name}: the architecture {kind!r} is not known{hint}")
     return ARCHITECTURES[kind](config, source or config.name, family or kind)
 
 

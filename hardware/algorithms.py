@@ -24,6 +24,8 @@ Sanders: P. Sanders, J. Speck, J. L. Träff, "Two-tree algorithms for full bandw
 broadcast, reduction and scan", Parallel Computing 35(12), 2009.
 Bruck: J. Bruck et al., "Efficient algorithms for all-to-all communications in multiport
 message-passing systems", IEEE TPDS 8(11), 1997.
+Jain: N. Jain, Y. Sabharwal, "Optimal bucket algorithms for large MPI collectives on torus
+interconnects", ICS 2010.
 Klenk: B. Klenk et al., "An in-network architecture for accelerating shared-memory
 multiprocessor collectives", ISCA 2020.
 """
@@ -113,8 +115,13 @@ def in_switch_broadcast(nbytes: Number, n: Number) -> Cost:
     return 1.0 * (n > 1), nbytes * (n > 1)
 
 
+def scatter_gather_broadcast(nbytes: Number, n: Number) -> Cost:
+    """Scatter the message down a tree, then all-gather on a ring (van de Geijn; Thakur, 4.2)."""
+    return _log2(n) + n - 1, 2 * nbytes * (n - 1) / n
+
+
 def direct_broadcast(nbytes: Number, n: Number) -> Cost:
-    """Scatter the message to all others at once, who pass their parts on (van de Geijn; Chan)."""
+    """Scatter the message to all others at once, who pass their parts on (Chan)."""
     return 2.0 * (n > 1), 2 * nbytes * (n - 1) / n
 
 
@@ -125,7 +132,9 @@ def send(nbytes: Number, n: Number) -> Cost:
 
 # Links to neighbours only: a ring, mesh or torus. The buffer is cut in as many parts as
 # there are dimensions, and each part takes them in another order, so that all links are
-# busy (Chan, 7: the bucket algorithms on a multi-dimensional torus).
+# busy (Jain).
+
+_AVERAGE_ARC = 4  # of a ring: two ways round are at most a half and on average a quarter
 
 
 def grid_gather(nbytes: Number, sides: Sides) -> Cost:
@@ -162,9 +171,6 @@ def grid_all_to_all(nbytes: Number, sides: Sides) -> Cost:
 def grid_send(nbytes: Number, sides: Sides) -> Cost:
     """One message to a neighbour."""
     return send(nbytes, product(sides))
-
-
-_AVERAGE_ARC = 4  # two ways round, so at most half a ring and on average a quarter
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +227,8 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     ),
     "broadcast": (
         Algorithm("double-tree", tree_broadcast, SWITCH),
-        Algorithm("direct", direct_broadcast, PAIRS),
+        Algorithm("scatter-gather", scatter_gather_broadcast, PAIRS),
+        Algorithm("direct", direct_broadcast, PAIRS, largest=DIRECT_CHIPS),
         Algorithm("in-switch", in_switch_broadcast, SWITCH, in_switch=True),
         Algorithm("ring", grid_broadcast, GRID),
     ),

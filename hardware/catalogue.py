@@ -1,5 +1,6 @@
 """The catalogue: chips and platforms found by name, read from a file, or put together."""
 
+import dataclasses
 import functools
 import re
 from pathlib import Path
@@ -109,8 +110,9 @@ def _of_chips(chip: Chip, count: int) -> Platform:
             f"use a multiple of {domain}"
         )
     levels = (_domain(chip, domain),) if domain > 1 else ()
-    single = Platform(f"{chip.name}:{domain}", chip.source, chip, levels, chip.scale_out)
-    return single.replicate(count // domain)
+    single = Platform(chip.name, chip.source, chip, levels, chip.scale_out)
+    platform = single.replicate(count // domain)
+    return dataclasses.replace(platform, name=f"{chip.name}:{count}")
 
 
 def _domain(chip: Chip, size: int) -> Level:
@@ -124,7 +126,7 @@ def _domain(chip: Chip, size: int) -> Level:
     if fabric.topology not in ("mesh", "torus"):
         return Level("node", size, link, fabric.topology, (), fabric.in_switch_reduction)
     shape = near_cube(size, fabric.dimensions)
-    closed = all(side <= 2 or side % fabric.wraps_at == 0 for side in shape)
+    closed = all(side == 1 or side % fabric.wraps_at == 0 for side in shape)
     return Level("slice", size, link, "torus" if closed else "mesh", shape)
 
 

@@ -100,6 +100,8 @@ class Chip:
             raise SpecError(f"{self.name} needs a rate in 'matrix' and a tier in 'memory'")
         if any(tier.bandwidth is None for tier in self.memory):
             raise SpecError(f"'bandwidth' is missing in a memory of {self.name}")
+        if self.max_scale_up > 1 and self.scale_up is None:
+            raise SpecError(f"max_scale_up of {self.name} needs a 'scale_up' link")
         check_positive(
             self.name, vector=self.vector, cores=self.cores, clock=self.clock, power=self.power
         )
@@ -150,6 +152,8 @@ class Chip:
             capacity=changes.get("memory_capacity", self.memory_capacity),
         )
         rates = changes.get("peak", {})
+        if not isinstance(rates, Mapping):
+            raise SpecError(f"peak maps dtypes to FLOP/s, such as {{'bf16': 1e15}}: {shown(rates)}")
         for dtype in rates:
             if dtype not in DTYPES:
                 raise SpecError(f"unknown dtype {dtype!r} in peak{nearest(dtype, DTYPES)}")

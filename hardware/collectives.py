@@ -62,17 +62,17 @@ def collective(kind: str, nbytes: Number, spans: Sequence[Span]) -> CollectiveCo
     if not spans:
         zero = nbytes * 0.0
         return CollectiveCost(zero, zero, zero, zero, 0, ("none",))
-    if kind == "send":
-        return _outermost_send(nbytes, spans)
-    *_, (outermost, ways) = spans
-    if len(spans) == 1:
-        return _fastest(_offers(kind, nbytes, outermost, ways))
-    offers = [_hierarchical(kind, nbytes, spans)]
-    if outermost.topology == "switch":
+    *within, (outermost, ways) = spans
+    if not within or kind == "send":  # which crosses the outermost link only
+        offers = _offers(kind, nbytes, outermost, ways)
+    else:
         everyone = product([span.ways for span in spans])
-        flat = _offers(kind, nbytes, outermost, everyone)
-        offers += [_only_where(offer, ways > 1) for offer in flat]
-    return _fastest(offers)
+        flat = _offers(kind, nbytes, outermost, everyone) if outermost.topology == "switch" else []
+        offers = [_hierarchical(kind, nbytes, spans), *flat]
+    best = _fastest(offers)
+    if within and isinstance(ways, np.ndarray):  # an element may not reach the outermost level
+        best = _where(ways > 1, best, collective(kind, nbytes, within))
+    return best
 
 
 def algorithm_name(cost: CollectiveCost) -> str:
@@ -107,21 +107,13 @@ def _joined_names(names: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
     return tuple(f"hierarchical({'+'.join(legs)})" for legs in itertools.product(*names))
 
 
-def _outermost_send(nbytes: Number, spans: Sequence[Span]) -> CollectiveCost:
-    """A message between two chips of a group crosses the outermost link between them."""
-    cost, *inner = [_fastest(_offers("send", nbytes, *span)) for span in reversed(spans)]
-    for (_, ways), offer in zip(reversed(spans), inner, strict=False):
-        cost = _where(ways > 1, cost, offer)
-    return cost
-
-
 def _offers(kind: str, nbytes: Number, level: Level, n: Number) -> list[CollectiveCost]:
     """Price every algorithm that the wiring of *level* allows for *n* of its members."""
     members, usable = wiring(level, n)
     offers = []
     for algorithm in _applicable(kind, level.topology, level.in_switch_reduction):
         allowed = algorithm.allows(n)
-        if allowed is False:
+        if not isinstance(allowed, np.ndarray) and not allowed:
             continue
         steps, volume = algorithm.cost(nbytes, members)
         rate = level.link.bandwidth * (one_link(level) if algorithm.one_link else usable)
@@ -159,8 +151,8 @@ def _fastest(offers: Sequence[CollectiveCost]) -> CollectiveCost:
 
 def _where(condition: Any, first: CollectiveCost, second: CollectiveCost) -> CollectiveCost:
     """Take *first* where the condition holds, *second* elsewhere."""
-    if condition is True:
-        return first
+    if not isinstance(condition, np.ndarray):
+        return first if condition else second
     time, latency, bandwidth, sent = (
         np.where(condition, first[i], second[i]) for i in range(len(first) - 2)
     )

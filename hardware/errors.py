@@ -25,7 +25,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     '; known: bandwidth, capacity'
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name[:TEXT_SHOWN], names, n=1)
+    close = [whole for whole in sorted(names, key=len) if len(name) > 2 and name in whole]
+    close += difflib.get_close_matches(name[:TEXT_SHOWN], names, n=1)
     if close:
         return f"; did you mean {close[0]!r}?"
     more = f", … ({len(names)} in all)" if len(names) > NAMES_SHOWN else ""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 
 from hardware.chip import Chip
-from hardware.errors import SpecError, nearest
+from hardware.errors import SpecError, nearest, shown
 from hardware.link import STRICT, TOPOLOGIES, Link
 from hardware.specs import Count, Flag, Name, Text, one_of
 from hardware.units import Number
@@ -39,6 +39,8 @@ class Level:
         if self.topology not in TOPOLOGIES:
             known = nearest(self.topology, TOPOLOGIES)
             raise SpecError(f"unknown topology {self.topology!r} of level {self.name}{known}")
+        if self.size < 1:
+            raise SpecError(f"level {self.name} needs a size of at least 1, not {self.size}")
         needs_shape = self.topology in ("mesh", "torus")
         if needs_shape != bool(self.shape) or (needs_shape and math.prod(self.shape) != self.size):
             raise SpecError(
@@ -163,7 +165,8 @@ class Platform:
                 f"which has {self.num_chips}"
             )
         if np.any(np.less(group_size, 1)) or np.any(np.less(stride, 1)):
-            raise SpecError(f"a group of {group_size} chips, stride {stride}: use positive numbers")
+            sizes = f"{shown(group_size)} chips with stride {shown(stride)}"
+            raise SpecError(f"a group of {sizes} is none; use numbers from 1 up")
         ways = spread(group_size, [level.size for level in self.levels], stride)
         return tuple(
             Span(level, way)

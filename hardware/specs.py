@@ -170,7 +170,9 @@ def read_table(table: dict[str, Any], kind: type[T], where: str) -> T:
     try:
         value: T = TypeAdapter(kind).validate_python(table)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        # A misspelt key comes before the key that it leaves missing.
+        found = error.errors(include_url=False)
+        first = min(found, key=lambda one: one["type"] != "unexpected_keyword_argument")
         raise SpecError(f"{where}: {_explain(first, kind)}") from None
     return value
 

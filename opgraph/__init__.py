@@ -39,8 +39,29 @@ _HOME = {
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
-__all__ = [  # noqa: PLE0604 (strings, gathered from the table)
-    *_MODULE_OF
+__all__ = [
+    "Block",
+    "Builder",
+    "Calibrated",
+    "CostModel",
+    "Efficiency",
+    "Event",
+    "Footprint",
+    "Format",
+    "Graph",
+    "GraphError",
+    "Model",
+    "Operator",
+    "Plan",
+    "Report",
+    "Roofline",
+    "Sizes",
+    "Tensor",
+    "Timeline",
+    "Work",
+    "Workload",
+    "shard",
+    "simulate",
 ]
 
 

@@ -60,7 +60,8 @@ class CostModel(Protocol):
     @property
     def tolerance(self) -> float:
         """How far a step's time may bend over an interval of contexts, relative to itself, and
-        still count as straight when decode steps are averaged."""
+        still count as straight when decode steps are averaged.
+        """
 
     def cost(self, operator: Operator, sizes: Sizes, machine: Machine) -> Cost:
         """The cost of one execution of *operator* on one chip of *machine*."""
@@ -154,9 +155,7 @@ def _collective_cost(
     found = collective(operator.collective, work.sent, spans)
     time = found.latency_time + found.bandwidth_time / reached.memory
     overhead = where(np.greater(size, 1), reached.overhead, 0.0)
-    limiter = where(
-        found.bandwidth_time >= found.latency_time, NETWORK_BANDWIDTH, NETWORK_LATENCY
-    )
+    limiter = where(found.bandwidth_time >= found.latency_time, NETWORK_BANDWIDTH, NETWORK_LATENCY)
     index = int(np.asarray(found.algorithm).flat[0])
     return Cost(time + overhead, limiter, work, found.names[index])
 
@@ -167,4 +166,3 @@ def _blend(compute: Number, memory: Number, power: float) -> Number:
     top = larger(compute, memory)
     low = smaller(compute, memory)
     return top * (1 + (low / larger(top, np.finfo(float).tiny)) ** power) ** (1 / power)
-

@@ -154,16 +154,19 @@ def _check_operator(operator: Operator, known: dict[str, Tensor]) -> None:
             raise GraphError(f"{operator.name} reads {tensor} but it was made as {before}")
         known[tensor.name] = tensor
     if isinstance(operator, Einsum):
-        for dims, tensor in zip(operator.operands, operator.inputs, strict=False):
-            if dims != tensor.dims:
-                raise GraphError(
-                    f"{operator.name}: the pattern reads [{' '.join(dims)}] but the tensor is "
-                    f"{tensor}"
-                )
+        _check_pattern(operator)
     for tensor in operator.outputs:
         if tensor.name in known:
             raise GraphError(f"{operator.name}: {tensor.name!r} is made twice")
         known[tensor.name] = tensor
+
+
+def _check_pattern(operator: Einsum) -> None:
+    for dims, tensor in zip(operator.operands, operator.inputs, strict=False):
+        if dims != tensor.dims:
+            raise GraphError(
+                f"{operator.name}: the pattern reads [{' '.join(dims)}] but the tensor is {tensor}"
+            )
 
 
 def _check_carried(block: Block, known: dict[str, Tensor]) -> None:

@@ -39,7 +39,11 @@ class Model:
     @cached_property
     def weights(self) -> tuple[tuple[Tensor, int], ...]:
         """Every weight tensor once, with the count of its block; tied weights once."""
-        found = {t.name: (t, n) for graph in (self.prefill, self.decode) for t, n in graph.tensors("weight")}
+        found = {
+            t.name: (t, n)
+            for graph in (self.prefill, self.decode)
+            for t, n in graph.tensors("weight")
+        }
         return tuple(found.values())
 
     @cached_property

@@ -179,7 +179,9 @@ class Einsum(Operator):
 
     @cached_property
     def outputs(self) -> tuple[Tensor, ...]:
-        return (self._make(self.name, self.result, as_format(self.dtype_out or self.inputs[0].format)),)
+        return (
+            self._make(self.name, self.result, as_format(self.dtype_out or self.inputs[0].format)),
+        )
 
     @cached_property
     def contracted(self) -> frozenset[str]:
@@ -444,4 +446,3 @@ class Collective(Operator):
     def work(self, sizes: Sizes) -> Work:
         held = self.outputs[0] if self.collective == "all_gather" else self.inputs[0]
         return Work(sent=held.nbytes(sizes) * (sizes.ways(self.axes) > 1))
-

@@ -12,7 +12,7 @@ from dataclasses import replace
 from opgraph.graph import Block, Graph
 from opgraph.operator import Collective, CollectiveKind, Operator
 from opgraph.plan import Plan
-from opgraph.sizes import Axes, Sizes
+from opgraph.sizes import Axes
 from opgraph.tensor import Tensor
 
 Layout = dict[str, Axes]
@@ -92,7 +92,9 @@ class _Sharding:
         if tensor.partial:
             tensor = self.tensors[name] = self._sum(tensor, target)
         lost = {dim: set(axes) - set(target[dim]) for dim, axes in tensor.layout.items()}
-        gathered = tuple(axis for dim in tensor.dims for axis in tensor.layout[dim] if axis in lost[dim])
+        gathered = tuple(
+            axis for dim in tensor.dims for axis in tensor.layout[dim] if axis in lost[dim]
+        )
         if gathered:
             moved = any(set(gathered) & set(axes) for axes in target.values())
             kind: CollectiveKind = "all_to_all" if moved else "all_gather"
@@ -112,8 +114,6 @@ class _Sharding:
             name = f"{name}.{'.'.join(axes)}"
         self.operators.setdefault(
             name,
-            Collective(
-                name=name, inputs=(tensor,), collective=kind, axes=axes, layout=layout
-            ),
+            Collective(name=name, inputs=(tensor,), collective=kind, axes=axes, layout=layout),
         )
         return self.operators[name].outputs[0]

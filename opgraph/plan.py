@@ -60,7 +60,9 @@ class Plan:
     @property
     def active(self) -> Axes:
         """The axes that split anything."""
-        return tuple(axis for axis, degree in self.degrees.items() if np.any(np.not_equal(degree, 1)))
+        return tuple(
+            axis for axis, degree in self.degrees.items() if np.any(np.not_equal(degree, 1))
+        )
 
     def group(self, axes: Axes) -> tuple[Number, Number]:
         """Size and stride of the groups of chips along *axes*: every stride-th chip."""
@@ -80,7 +82,9 @@ class Plan:
         SpecError : too many chips, or a dimension that does not divide.
         """
         if np.any(self.num_chips > num_chips):
-            asked = " × ".join(f"{axis}={_most(d)}" for axis, d in self.degrees.items() if _most(d) > 1)
+            asked = " × ".join(
+                f"{axis}={_most(d)}" for axis, d in self.degrees.items() if _most(d) > 1
+            )
             raise SpecError(
                 f"{asked} needs {_most(self.num_chips)} chips but {platform} has {num_chips}"
             )
@@ -95,7 +99,10 @@ class Plan:
         uneven = large % small if rule.uneven == "replicate" else np.mod(whole, ways)
         if np.any(uneven):
             at = np.argmax(np.broadcast_to(uneven, np.broadcast(whole, ways).shape) != 0)
-            axis, n = " × ".join(rule.axes), np.broadcast_to(ways, np.broadcast(whole, ways).shape).flat[at]
+            axis, n = (
+                " × ".join(rule.axes),
+                np.broadcast_to(ways, np.broadcast(whole, ways).shape).flat[at],
+            )
             raise SpecError(
                 f"{axis}={n} does not divide the {_most(whole)} {dim} of the model evenly; "
                 f"{_divisors(int(_most(whole)))} would"
@@ -108,7 +115,7 @@ def _is_count(degree: object) -> bool:
             degree.size and degree.dtype.kind in "iuf" and np.all(np.isfinite(degree))
             and np.all(degree >= 1) and np.all(degree == np.floor(degree))
         )  # fmt: skip
-    return isinstance(degree, int | np.integer) and not isinstance(degree, bool) and degree >= 1
+    return isinstance(degree, int) and not isinstance(degree, bool) and degree >= 1
 
 
 def _most(value: Number) -> Number:

@@ -11,7 +11,7 @@ from opgraph.memory import Footprint
 from opgraph.timeline import Timeline
 
 if TYPE_CHECKING:
-    from opgraph.simulation import Point
+    from opgraph.point import Point
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,10 +90,11 @@ class Report:
     def verdict(self) -> str:
         """Whether it fits, and by how much it does not."""
         memory = self.memory
-        capacity, total = (_bytes(value) for value in (memory.capacity, memory.total))
+        capacity, total = (_quantity(value, "B") for value in (memory.capacity, memory.total))
         if memory.fits:
             return f"fits: {total} of {capacity} per chip"
-        return f"does not fit: needs {total} per chip of {capacity}, {_bytes(-memory.spare)} too much"
+        excess = _quantity(-memory.spare, "B")
+        return f"does not fit: needs {total} per chip of {capacity}, {excess} too much"
 
     def to_dict(self) -> dict[str, Any]:
         """The figures under the keys of ``--json``."""
@@ -132,24 +133,27 @@ class Report:
         if self.point.shape:
             return f"Report of {' × '.join(map(str, self.point.shape))} design points"
         rows = {
-            "TTFT": format_quantity(self.ttft, "s"),
-            "TPOT": format_quantity(self.tpot, "s"),
-            "latency": format_quantity(self.latency, "s"),
-            "throughput": f"{self.throughput:.4g} tokens/s, {self.throughput_per_chip:.4g} per chip",
+            "TTFT": _quantity(self.ttft, "s"),
+            "TPOT": _quantity(self.tpot, "s"),
+            "latency": _quantity(self.latency, "s"),
+            "throughput": f"{self.throughput:.4g} tokens/s",
+            "per chip": f"{self.throughput_per_chip:.4g} tokens/s",
             "memory": self.verdict,
             "prefill": describe_shares(self.prefill),
             "decode": describe_shares(self.decode),
         }
         point = self.point
-        title = f"{point.model.name} on {point.platform.name}, {self.num_chips} chips, {point.cost.name}"
+        where = f"{self.num_chips} chips of {point.platform.name}"
+        title = f"{point.model.name} on {where}, cost model {point.cost.name}"
         return "\n".join([title, *(f"  {name:<11}{value}" for name, value in rows.items())])
 
 
 def describe_shares(timeline: Timeline) -> str:
     """What limits a phase: ``86 % memory, 14 % network latency``."""
     shares = sorted(timeline.limiter_shares.items(), key=lambda item: -np.mean(item[1]))
-    return ", ".join(f"{share:.0%} {name}" for name, share in shares)
+    # half a percent would be printed as none
+    return ", ".join(f"{share:.0%} {name}" for name, share in shares if np.mean(share) >= 0.005)
 
 
-def _bytes(value: Number) -> str:
-    return format_quantity(value, "B")
+def _quantity(value: Number, unit: str) -> str:
+    return format_quantity(float(value), unit)

@@ -218,7 +218,7 @@ def _repetitions(
                 start = when if start is None else larger(start, when)
             starts.append(0.0 if start is None else start)
             ends.append(starts[-1] + duration)
-        shift = 0.0
+        shift: Any = 0.0
         for index in loop.last.values():
             shift = larger(shift, ends[index])
         state = _after(loop, state, ends, shift, live)
@@ -244,7 +244,8 @@ def _after(
 
 def _is_steady(loop: Loop, before: dict[str, Any], after: dict[str, Any], shift: Any) -> bool:
     """Whether the next repetition will only shift: the state is as it was, and nothing older
-    than the streams' own ends can still be waited for."""
+    than the streams' own ends can still be waited for.
+    """
     for key in loop.steady_keys:
         drift = after.get(key, 0.0) - before.get(key, 0.0)
         if not _all(abs(drift) <= _ROUNDING * shift):

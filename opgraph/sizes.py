@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from hardware import Number, SpecError
 from hardware.errors import nearest
@@ -23,9 +23,13 @@ Axes = tuple[str, ...]
 class Expression:
     """A derived dimension: sums, differences, products, ``//``, ``min``, ``max`` of dimensions."""
 
-    _BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
-               ast.FloorDiv: operator.floordiv}  # fmt: skip
-    _CALLS: dict[str, Callable[..., Number]] = {"min": smaller, "max": larger}
+    _BINARY: ClassVar[Mapping[type, Callable[..., Number]]] = {
+        ast.Add: operator.add,
+        ast.Sub: operator.sub,
+        ast.Mult: operator.mul,
+        ast.FloorDiv: operator.floordiv,
+    }
+    _CALLS: ClassVar[Mapping[str, Callable[..., Number]]] = {"min": smaller, "max": larger}
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -64,8 +68,8 @@ class Expression:
             case ast.Constant(value=int() as value):
                 return value
             case ast.BinOp(left=left, op=op, right=right):
-                function = self._BINARY[type(op)]  # type: ignore[index]
-                return function(self._value(left, size), self._value(right, size))  # type: ignore[no-any-return]
+                function = self._BINARY[type(op)]
+                return function(self._value(left, size), self._value(right, size))
             case ast.Call(func=ast.Name(id=called), args=[first, second]):
                 return self._CALLS[called](self._value(first, size), self._value(second, size))
         raise AssertionError(node)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware import Number, SpecError
-from opgraph.arithmetic import smaller
+from opgraph.arithmetic import smaller, where
 from opgraph.cost import LIMITERS, Cost, CostModel, Machine
 from opgraph.graph import Graph
 from opgraph.operator import Work
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-# an operator with less slack than this share of the step is on the critical path: rounding
+# slack below this share of the step is rounding
 _NO_SLACK = 1e-9
 
 
@@ -116,10 +116,12 @@ class Timeline:
         return pd.DataFrame(self.rows())
 
     def critical_path(self) -> "pd.DataFrame":
-        """The operators without slack, in program order: ``operator time_us count limiter
-        share slack_us``. To shorten the step, shorten one of these."""
+        """The operators without slack, in program order; shortening the step takes one of these.
+
+        Columns: ``operator time_us count limiter share slack_us``.
+        """
         frame = self.to_frame().rename(columns={"name": "operator"})
-        critical = frame[frame["slack_us"] <= _NO_SLACK * float(self.time) * 1e6]
+        critical = frame[frame["slack_us"] == 0]
         columns = ["operator", "time_us", "count", "limiter", "share", "slack_us"]
         return critical[columns].reset_index(drop=True)
 
@@ -164,9 +166,7 @@ class Timeline:
             )
 
 
-def predict(
-    name: str, graph: Graph, sizes: Sizes, machine: Machine, model: CostModel
-) -> Timeline:
+def predict(name: str, graph: Graph, sizes: Sizes, machine: Machine, model: CostModel) -> Timeline:
     """The timeline of one step of the sharded *graph*, priced by *model*."""
     costs = {op.name: model.cost(op, sizes, machine) for op, _ in graph.operators}
     times = {name: cost.time for name, cost in costs.items()}
@@ -221,7 +221,8 @@ def _slack(graph: Graph, forward: Schedule, backward: Schedule) -> dict[str, Num
                 tail = behind.start(last - index, block.count - 1 - i)
                 spare = forward.makespan - (ahead.end(index, i) + tail)
                 slack[operator.name] = smaller(slack.get(operator.name, spare), spare)
-    return {name: np.maximum(spare, 0.0) if np.ndim(spare) else max(spare, 0.0) for name, spare in slack.items()}
+    noise = _NO_SLACK * forward.makespan
+    return {name: where(spare > noise, spare, 0.0) for name, spare in slack.items()}
 
 
 def _equals(limiter: Any, index: int, name: str) -> Any:

@@ -46,7 +46,9 @@ def _checked(name: str, value: Any) -> Number:
         whole = value.astype(float)
         if np.all((whole >= 1) & (whole <= LARGEST) & (whole == np.floor(whole))):
             return whole
-        wrong: Any = whole[~((whole >= 1) & (whole <= LARGEST) & (whole == np.floor(whole)))].flat[0]
+        wrong: Any = whole[~((whole >= 1) & (whole <= LARGEST) & (whole == np.floor(whole)))].flat[
+            0
+        ]
     elif isinstance(value, int | np.integer) and not isinstance(value, bool):
         if 1 <= value <= LARGEST:
             return int(value)

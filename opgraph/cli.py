@@ -1,0 +1,413 @@
+"""The command line: reads words, calls the library, prints tables or JSON.
+
+Exit codes: 0 an answer (that a model does not fit is one), 2 input that makes no sense.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hardware import Platform
+    from opgraph.report import Report
+    from opgraph.timeline import Timeline
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+BAD_INPUT = 2
+_MILLI, _GIGA = 1e3, 1e9
+# operators in the table of a phase: what fits a screen beside the other figures
+_TOP = 8
+
+
+class Listing(StrEnum):
+    """What can be listed."""
+
+    models = "models"
+    chips = "chips"
+    platforms = "platforms"
+
+
+class Phase(StrEnum):
+    """The two kinds of step."""
+
+    prefill = "prefill"
+    decode = "decode"
+
+
+ModelName = Annotated[str, typer.Argument(help="a name of `opgraph list models`, or a config.json")]
+PlatformName = Annotated[
+    str, typer.Option("--platform", "-p", help="a name, a TOML file, or CHIP:N such as h100-sxm:8")
+]
+Degree = Annotated[int, typer.Option("--tp", help="tensor parallelism")]
+Copies = Annotated[int, typer.Option("--dp", help="data parallelism: copies of the model")]
+Batch = Annotated[int, typer.Option("--batch", "-b", help="sequences in flight")]
+Prompt = Annotated[int, typer.Option("--prompt", help="tokens of each prompt")]
+Output = Annotated[int, typer.Option("--output", help="tokens generated for each")]
+Cost = Annotated[str, typer.Option("--cost", help="the cost model: ideal or calibrated")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
+
+
+@app.callback(invoke_without_command=True)
+def start(context: typer.Context) -> None:
+    """Simulate LLM inference on multi-chip platforms, operator by operator."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def simulate(
+    model: ModelName,
+    platform: PlatformName,
+    tp: Degree = 1,
+    dp: Copies = 1,
+    batch: Batch = 1,
+    prompt: Prompt = 2048,
+    output: Output = 256,
+    cost: Cost = "ideal",
+    as_json: AsJson = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="write the decode timeline as PNG, SVG, PDF")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="write both steps as .json or .json.gz")
+    ] = None,
+) -> None:
+    """Latency, throughput and memory of a model on a platform, and what limits them."""
+    report = _report(model, platform, {"tp": tp, "dp": dp}, (batch, prompt, output), cost)
+    if plot:
+        _save_plot(report.decode, plot)
+    if trace:
+        _save_trace([report.prefill, report.decode], trace)
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        _print_report(report)
+
+
+@app.command("trace")
+def write_trace(
+    model: ModelName,
+    platform: PlatformName,
+    out: Annotated[Path, typer.Option("--out", "-o", help="a .json or .json.gz file")],
+    phase: Annotated[Phase | None, typer.Option(help="one phase only")] = None,
+    tp: Degree = 1,
+    dp: Copies = 1,
+    batch: Batch = 1,
+    prompt: Prompt = 2048,
+    output: Output = 256,
+    cost: Cost = "ideal",
+) -> None:
+    """Write the timeline of a step as a Chrome trace, to open in Perfetto beside a measured one."""
+    report = _report(model, platform, {"tp": tp, "dp": dp}, (batch, prompt, output), cost)
+    timelines = [report.prefill, report.decode]
+    _save_trace([t for t in timelines if phase is None or t.name == phase.value], out)
+    print(f"{out}: open it at ui.perfetto.dev")
+
+
+@app.command("list")
+def list_names(what: Listing, as_json: AsJson = False) -> None:
+    """What is in the catalogue: models, chips or platforms."""
+    rows = {"models": _model_rows, "chips": _chip_rows, "platforms": _platform_rows}[what.value]()
+    if as_json:
+        _print_json(rows)
+    else:
+        _print_table(what.value, rows)
+
+
+@app.command("op", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def price_operator(
+    context: typer.Context,
+    kind: Annotated[str, typer.Argument(help="gemm, attention, norm, elementwise, all_reduce …")],
+    chip: Annotated[str | None, typer.Option(help="a name of `opgraph list chips`")] = None,
+    platform: Annotated[
+        str | None, typer.Option("--platform", "-p", help="for collectives")
+    ] = None,
+    table: Annotated[Path | None, typer.Option(help="CSV of shapes instead of one")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="CSV to write; standard output if not given")
+    ] = None,
+    cost: Cost = "ideal",
+    as_json: AsJson = False,
+) -> None:
+    """Price one operator, or a table of shapes.
+
+    The shape is given by further options, such as `opgraph op gemm --chip h100-sxm --dtype bf16
+    --m 4096 --n 8192 --k 8192`; a wrong one is answered with the right ones.
+    """
+    from hardware import SpecError
+    from opgraph.cost import cost_model
+    from opgraph.shapes import price
+
+    where = _one_platform(chip, platform)
+    given = _pairs(context.args)
+    if table and given:
+        raise SpecError(f"--table gives the shapes: leave out --{next(iter(given))}")
+    columns = _read_csv(table) if table else {name: [value] for name, value in given.items()}
+    answer = price(kind, columns, where, cost_model(cost))
+    if as_json:
+        rows = [dict(zip(answer, row, strict=True)) for row in zip(*answer.values(), strict=True)]
+        _print_json(rows if table else rows[0])
+    elif table:
+        _write_csv(out, {**columns, **answer})
+    else:
+        row = {name: values[0] for name, values in answer.items()}
+        _print_table(f"{kind} on {where.name}", [row])
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on standard error and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except _UsageError as error:
+        code = _complain(f"{error.format_message()} (see opgraph --help)")
+    except (ValueError, OSError) as error:
+        code = _complain(str(error))
+    except typer.Abort:
+        code = 1
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 1
+    sys.exit(code)
+
+
+# the class of all complaints about options, wherever the library keeps it
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+def _complain(message: str) -> int:
+    print(f"opgraph: {' '.join(message.split())}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _report(
+    model: str, platform: str, degrees: dict[str, int], sizes: tuple[int, int, int], cost: str
+) -> "Report":
+    from frontends import load_model
+    from hardware import load_platform
+    from opgraph import Plan, Workload, simulate
+
+    batch, prompt, output = sizes
+    workload = Workload(batch=batch, prompt=prompt, output=output)
+    return simulate(
+        load_model(model), load_platform(platform), Plan(**degrees), workload, cost=cost
+    )
+
+
+def _one_platform(chip: str | None, platform: str | None) -> "Platform":
+    from hardware import SpecError, load_platform
+
+    if (chip is None) == (platform is None):
+        raise SpecError("say where: --chip h100-sxm, or --platform dgx-h100 for a collective")
+    return load_platform(platform if platform is not None else f"{chip}:1")
+
+
+def _pairs(words: list[str]) -> dict[str, str]:
+    """Options that are not declared: ``--m 4096`` or ``--m=4096``."""
+    from hardware import SpecError
+
+    pairs: dict[str, str] = {}
+    words = [part for word in words for part in word.split("=", 1)]
+    if len(words) % 2:
+        raise SpecError(f"{words[-1]} has no value: a shape is given as --m 4096 --n 8192")
+    for name, value in zip(words[::2], words[1::2], strict=True):
+        if not name.startswith("--"):
+            raise SpecError(f"{name!r} is not expected here: a shape is given as --m 4096")
+        pairs[name[2:].replace("-", "_")] = value
+    return pairs
+
+
+def _model_rows() -> list[dict[str, Any]]:
+    from rich.progress import track
+
+    from frontends import list_models, load_model
+
+    # a catalogue takes over a second to build: show that it moves, on a terminal only
+    names = track(list_models(), "reading models", console=_console(sys.stderr), transient=True)
+    models = {name: load_model(name) for name in names}
+    return [
+        {
+            "name": name,
+            "family": model.family,
+            "num_parameters": model.num_parameters,
+            "num_active_parameters": model.num_active_parameters,
+            "kv_bytes_per_token": model.kv_bytes_per_token,
+            "attention": model.attention,
+        }
+        for name, model in models.items()
+    ]
+
+
+def _chip_rows() -> list[dict[str, Any]]:
+    from hardware import list_chips, load_chip
+
+    return [
+        {
+            "name": chip.name,
+            "bf16_TFLOPs": float(chip.peak("bf16")) / 1e12,
+            "fp8_TFLOPs": float(chip.peak("fp8")) / 1e12,
+            "memory_GB": float(chip.memory_capacity) / _GIGA,
+            "bandwidth_GBs": float(chip.memory_bandwidth) / _GIGA,
+            "power_W": chip.power,
+            "source": chip.source,
+        }
+        for chip in map(load_chip, list_chips())
+    ]
+
+
+def _platform_rows() -> list[dict[str, Any]]:
+    from hardware import list_platforms, load_platform
+
+    return [
+        {
+            "name": platform.name,
+            "chip": platform.chip.name,
+            "num_chips": platform.num_chips,
+            "levels": " · ".join(
+                f"{level.name} {level.size} {level.topology} "
+                f"{float(level.link.bandwidth) / _GIGA:g} GB/s"
+                for level in platform.levels
+            ),
+            "source": platform.source,
+        }
+        for platform in map(load_platform, list_platforms())
+    ]
+
+
+def _print_report(report: "Report") -> None:
+    from rich.table import Table
+
+    console = _console(sys.stdout)
+    console.print(str(report), highlight=False, soft_wrap=True)
+    for timeline in (report.prefill, report.decode):
+        table = Table(title=f"{timeline.name}: {float(timeline.time) * _MILLI:.4g} ms", box=None)
+        for name, justify in _OPERATOR_COLUMNS.items():
+            table.add_column(name, justify=justify)
+        rows = sorted(timeline.rows(), key=lambda row: -row["share"])
+        for row in rows[:_TOP]:
+            table.add_row(
+                row["name"], f"{row['count']}", f"{row['time_us']:.4g}", f"{row['share']:.1%}",
+                row["limiter"], row["algorithm"],
+            )  # fmt: skip
+        if len(rows) > _TOP:
+            rest = sum(row["share"] for row in rows[_TOP:])
+            table.add_row(f"{len(rows) - _TOP} more", "", "", f"{rest:.1%}", "", "")
+        console.print(table)
+
+
+_OPERATOR_COLUMNS: dict[str, Any] = {
+    "operator": "left", "count": "right", "µs each": "right", "share": "right",
+    "limiter": "left", "algorithm": "left",
+}  # fmt: skip
+
+
+def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table(title=title, box=None, title_justify="left")
+    for name, value in rows[0].items():
+        table.add_column(
+            name, justify="left" if isinstance(value, str) else "right", overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*map(_cell, row.values()))
+    _console(sys.stdout).print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) else str("–" if value is None else value)
+
+
+def _console(stream: Any) -> "Console":
+    from rich.console import Console
+
+    # piped output is not cut to a terminal's width
+    width = None if stream.isatty() else 200
+    return Console(file=stream, width=width)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _save_plot(timeline: "Timeline", path: Path) -> None:
+    import matplotlib as mpl
+
+    from hardware import SpecError
+
+    mpl.use("Agg")
+    known = {".png", ".svg", ".pdf"}
+    if path.suffix not in known:
+        raise SpecError(f"--plot {path}: a plot is written as {', '.join(sorted(known))}")
+    figure: Any = timeline.plot().get_figure(root=True)
+    with _replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], bbox_inches="tight")
+
+
+def _save_trace(timelines: "list[Timeline]", path: Path) -> None:
+    from opgraph import trace
+
+    trace.save(path, timelines)
+
+
+def _read_csv(path: Path) -> dict[str, list[str]]:
+    import csv
+
+    from hardware import SpecError
+
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, restkey="", restval=""))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SpecError(f"{path} is not a CSV table: {error}") from None
+    if not rows:
+        raise SpecError(f"{path} has no rows: a line of column names and one line a shape")
+    if any("" in row for row in rows):
+        line = next(i for i, row in enumerate(rows, start=2) if "" in row)
+        raise SpecError(f"{path} line {line} has more cells than there are columns")
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _write_csv(path: Path | None, columns: dict[str, list[Any]]) -> None:
+    import csv
+
+    def write(file: Any) -> None:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+    if path is None:
+        write(sys.stdout)
+        return
+    with _replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        write(file)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside *path*, moved into its place when it is complete."""
+    from hardware import SpecError
+
+    if path.is_dir() or not path.parent.is_dir():
+        raise SpecError(f"{path} cannot be written: {'a folder' if path.is_dir() else 'no folder'}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

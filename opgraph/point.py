@@ -1,0 +1,164 @@
+"""Design points: everything the time of a step depends on; one point, or an array of them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property, lru_cache, partial
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware import Number, Platform
+from opgraph.cost import CostModel, Machine
+from opgraph.graph import Graph
+from opgraph.memory import Footprint, peak_activations
+from opgraph.model import Model
+from opgraph.passes import shard
+from opgraph.plan import Plan
+from opgraph.sizes import Sizes
+from opgraph.timeline import Timeline, predict, step_time
+from opgraph.workload import Workload
+
+Phase = Literal["prefill", "decode"]
+Array = NDArray[Any]
+
+# points priced at once: the arrays of a step stay in a core's L2 cache
+TILE = 1 << 15
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A model on a platform under a plan and a workload, priced by a cost model."""
+
+    model: Model
+    platform: Platform
+    plan: Plan
+    workload: Workload
+    cost: CostModel
+
+    def graph(self, phase: Phase) -> Graph:
+        """One chip's graph of a step."""
+        return _sharded(getattr(self.model, phase), self.plan.active)
+
+    def sizes(self, phase: Phase, context: Number) -> Sizes:
+        """All sizes of a step that ends with *context* tokens in each sequence.
+
+        Prefill and decode are the same step: one brings the whole prompt, the other one token.
+        """
+        seq = self.workload.prompt if phase == "prefill" else 1
+        step = {"batch": self.workload.batch, "seq": seq, "context": context}
+        return self.plan.bind({**self.model.numbers, **step}, getattr(self.model, phase).derived)
+
+    def step_time(self, phase: Phase, context: Number) -> Number:
+        """Seconds of one step."""
+        machine = Machine(self.platform, self.plan)
+        return step_time(self.graph(phase), self.sizes(phase, context), machine, self.cost)
+
+    def timeline(self, phase: Phase, context: Number) -> Timeline:
+        """The timeline of one step."""
+        machine = Machine(self.platform, self.plan)
+        return predict(phase, self.graph(phase), self.sizes(phase, context), machine, self.cost)
+
+    def footprint(self) -> Footprint:
+        """Memory of a chip when every sequence is at its longest; activations of the prefill."""
+        full = self.sizes("decode", self.workload.context)
+        prompt = self.sizes("prefill", self.workload.prompt)
+        weights = {
+            tensor.name: tensor.nbytes(full) * count
+            for phase in ("prefill", "decode")
+            for tensor, count in self.graph(phase).tensors("weight")
+        }
+        return Footprint(
+            weights=sum(weights.values()),
+            kv_cache=self.graph("decode").nbytes("cache", full),
+            activations=peak_activations(self.graph("prefill"), prompt),
+            capacity=self.platform.chip.memory_capacity,
+        )
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """What all the arrays in the point broadcast to; () for a single point."""
+        shapes = (array.shape for array in self._arrays)
+        return np.broadcast_shapes(*shapes)
+
+    @property
+    def _arrays(self) -> list[Array]:
+        return [*_arrays(self.platform), *_arrays(self.plan), *_arrays(self.workload)]
+
+    def take(self, index: Any) -> "Point":
+        """The points at *index*, which may be anything that indexes an array of `shape`."""
+
+        def pick(array: Array) -> Any:
+            taken = np.broadcast_to(array, self.shape)[index]
+            return taken if np.ndim(taken) else _plain(taken)
+
+        return self._each(pick)
+
+    def tiles(self) -> Iterator[tuple[tuple[slice, ...], "Point"]]:
+        """The point in parts of about `TILE` points along its longest axis, each with its place."""
+        size = int(np.prod(self.shape))
+        if size <= TILE:
+            yield (), self
+            return
+        axis = int(np.argmax(self.shape))
+        length = max(1, TILE * self.shape[axis] // size)
+        for start in range(0, self.shape[axis], length):
+            part = slice(start, start + length)
+            place = (slice(None),) * axis + (part,)
+            yield place, self._each(partial(self._cut, axis, part))
+
+    def _cut(self, axis: int, part: slice, array: Array) -> Array:
+        """*part* of an array along *axis* of `shape`; the array itself if it is broadcast there."""
+        own = axis - (len(self.shape) - array.ndim)
+        if own < 0 or array.shape[own] == 1:
+            return array
+        return array[(slice(None),) * own + (part,)]
+
+    def _each(self, function: Callable[[Array], Any]) -> "Point":
+        return replace(
+            self,
+            platform=_map(self.platform, function),
+            plan=_map(self.plan, function),
+            workload=_map(self.workload, function),
+        )
+
+
+@lru_cache(maxsize=1024)
+def _sharded(graph: Graph, active: tuple[str, ...]) -> Graph:
+    """The sharding depends on which axes split anything, not on their degrees."""
+    return shard(graph, Plan(**dict.fromkeys(active, 2)))
+
+
+def _plain(number: Any) -> int | float:
+    value = float(number)
+    return int(value) if value.is_integer() else value
+
+
+def _children(value: Any) -> dict[Any, Any]:
+    """What a dataclass, a tuple or a mapping is made of."""
+    if is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, tuple):
+        return dict(enumerate(value))
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _arrays(value: Any) -> list[Array]:
+    """The arrays in a nest of dataclasses, tuples and mappings."""
+    if isinstance(value, np.ndarray):
+        return [value]
+    return [array for child in _children(value).values() for array in _arrays(child)]
+
+
+def _map(value: Any, function: Callable[[Array], Any]) -> Any:
+    """*value* with each array in it replaced by what *function* makes of it."""
+    if isinstance(value, np.ndarray):
+        return function(value)
+    changed = {
+        key: _map(child, function) for key, child in _children(value).items() if _arrays(child)
+    }
+    if not changed:
+        return value
+    if isinstance(value, tuple):
+        return tuple(changed.get(i, item) for i, item in enumerate(value))
+    return {**value, **changed} if isinstance(value, dict) else replace(value, **changed)
