@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+    from hardware import Chip
+
 # slack below this share of the step is rounding
 _NO_SLACK = 1e-9
 
@@ -63,7 +65,7 @@ class Timeline:
     name : the phase, or what was measured.
     events : operators in program order, without those that cost nothing.
     time : seconds of the step.
-    graph : the sharded graph it was predicted from, if it was.
+    graph, chip : the sharded graph and the chip that it was predicted from, if it was.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Timeline:
     time: Number
     graph: Graph | None = None
     source: Mapping[str, str] = field(default_factory=dict)
+    chip: "Chip | None" = None
 
     @cached_property
     def nx(self) -> "nx.DiGraph[str]":
@@ -180,7 +183,7 @@ def predict(name: str, graph: Graph, sizes: Sizes, machine: Machine, model: Cost
     )
     chip = machine.platform.chip
     source = {"chip": chip.name, "cost": model.name}
-    return Timeline(name, events, forward.makespan, graph, source)
+    return Timeline(name, events, forward.makespan, graph, source, chip)
 
 
 def step_time(graph: Graph, sizes: Sizes, machine: Machine, model: CostModel) -> Number:
