@@ -5,8 +5,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from frontends.decoder import Precision
-from frontends.huggingface import Config, to_decoder
+from frontends.architectures import to_decoder
+from frontends.config import Config
+from frontends.writer import Precision
 from hardware import SpecError
 from hardware.errors import nearest
 from hardware.specs import read_toml

@@ -9,243 +9,16 @@ A layer ends with the norm that the next one begins with, so that the sum before
 the norm of the first layer stands in the stem, and the last one's is the final norm.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from hardware import SpecError
-from opgraph.graph import Builder
+from frontends.writer import NormKind, Part, Precision, Writer
 from opgraph.model import Model
-from opgraph.operator import (
-    Activation,
-    Attention,
-    Einsum,
-    Elementwise,
-    Last,
-    Lookup,
-    Norm,
-    Rotary,
-    Sample,
-    View,
-)
-from opgraph.tensor import Format, Tensor, as_format
+from opgraph.operator import Einsum, Last, Lookup, Sample
+from opgraph.tensor import Tensor
 
-WeightClass = Literal["attention", "ffn", "experts", "head", "embedding"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Precision:
-    """The number format of each class of tensors.
-
-    *weights* holds for every matrix that has no entry of its own in *classes*; norms and biases
-    stay in the activations' format.
-    """
-
-    weights: str | Format = "bf16"
-    activations: str | Format = "bf16"
-    kv_cache: str | Format = "bf16"
-    classes: Mapping[WeightClass, str | Format] = field(default_factory=dict)
-
-    def of(self, weight_class: WeightClass) -> Format:
-        """The format of the matrices of a class."""
-        return as_format(self.classes.get(weight_class, self.weights))
-
-
-class Writer:
-    """Writes the operators of one model: names dimensions, makes weights, prefixes names."""
-
-    def __init__(self, name: str, precision: Precision, norm: "NormKind") -> None:
-        self.build = Builder(name)
-        self.precision = precision
-        self.norm_kind = norm
-        self.numbers: dict[str, int] = {}
-        self.derived: dict[str, str] = {}
-        self.prefix = ""
-
-    def dim(self, word: str, size: int, label: str = "") -> str:
-        """The dimension *word* of *size*; where another size has the word, with *label*."""
-        if size < 1:
-            raise SpecError(f"{self.build.name}: {word} is {size}, but must be at least 1")
-        if self.numbers.setdefault(word, size) == size:
-            return word
-        name = f"{word}.{label or size}"
-        if self.numbers.setdefault(name, size) != size:
-            name = f"{word}.{size}"
-            self.numbers[name] = size
-        return name
-
-    def derive(self, word: str, expression: str) -> str:
-        """The dimension *word*, which is *expression*; numbered where the word is taken."""
-        name, number = word, 1
-        while self.derived.setdefault(name, expression) != expression:
-            number += 1
-            name = f"{word}.{number}"
-        return name
-
-    def weight(self, name: str, dims: str, weight_class: WeightClass | None = None) -> Tensor:
-        """A weight; without a class (norms, biases) in the activations' format."""
-        dtype = self.precision.of(weight_class) if weight_class else self.precision.activations
-        return Tensor.of(self.prefix + name, dims, dtype, "weight")
-
-    def linear(
-        self, name: str, x: Tensor, pattern: str, weight_class: WeightClass, bias: bool = False
-    ) -> Tensor:
-        """A projection: the weight's dimensions are those of the pattern's second operand."""
-        dims = pattern.split("->", maxsplit=1)[0].split(",")[1]
-        result = pattern.split("->")[1].split()
-        inputs = [x, self.weight(f"{name}.weight", dims, weight_class)]
-        if bias:
-            inputs.append(
-                self.weight(f"{name}.bias", " ".join(d for d in result if d in dims.split()))
-            )
-        return self.add(Einsum(name=self.prefix + name, inputs=tuple(inputs), pattern=pattern))
-
-    def norm(
-        self, name: str, x: Tensor, *residual: Tensor, dim: str = "model"
-    ) -> tuple[Tensor, ...]:
-        """Normalise *x*, or its sum with *residual*; what comes out is also the sum then."""
-        inputs = [x, *residual, self.weight(f"{name}.weight", dim)]
-        if self.norm_kind == "layer":
-            inputs.append(self.weight(f"{name}.bias", dim))
-        return self.build.add(Norm(name=self.prefix + name, inputs=tuple(inputs)))
-
-    def elementwise(self, name: str, *inputs: Tensor, flop: float = 1.0) -> Tensor:
-        """An elementwise operation with a result like the first input."""
-        return self.add(Elementwise(name=self.prefix + name, inputs=inputs, flop_per_element=flop))
-
-    def add(self, operator: "Einsum | Elementwise | Attention | Activation") -> Tensor:
-        """Append an operator with a single result."""
-        return self.build.add(operator)[0]
-
-
-NormKind = Literal["rms", "layer"]
-
-
-class Part(Protocol):
-    """A mixer or a channel of a layer."""
-
-    def write(self, writer: Writer, x: Tensor) -> Tensor:
-        """Append the operators that turn the normalised *x* into what is added to the residual."""
-
-
-# SiLU, GELU: exponential, sum, quotient, product; one product more with a gate
-_ACTIVATION_FLOP = 4
 # scale, hyperbolic tangent (exponential, sum, difference, quotient), scale
 _SOFTCAP_FLOP = 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelfAttention:
-    """Multi-head attention, grouped if *kv_heads* < *heads* (Ainslie et al. 2023).
-
-    *window*: tokens a query looks back (0: all). *qk_norm*: queries and keys normalised over
-    each ``head`` or over the ``whole`` projection. *bias*: of the q, k, v projections;
-    *out_bias*: of the output's.
-    """
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    window: int = 0
-    bias: bool = False
-    out_bias: bool = False
-    rotary: bool = True
-    qk_norm: Literal["", "head", "whole"] = ""
-    label: str = ""
-
-    def write(self, writer: Writer, x: Tensor) -> Tensor:
-        """Project, rotate, attend, project back."""
-        if self.heads % self.kv_heads:
-            raise SpecError(
-                f"{writer.build.name}: {self.heads} heads cannot share {self.kv_heads} KV heads "
-                "evenly"
-            )
-        heads = writer.dim("heads", self.heads, self.label)
-        kv_heads = writer.dim("kv_heads", self.kv_heads, self.label)
-        head_dim = writer.dim("head_dim", self.head_dim, self.label)
-        qkv = writer.derive("qkv", f"{heads}*{head_dim} + 2*{kv_heads}*{head_dim}")
-        mixed = writer.linear(
-            "qkv", x, f"batch seq model, model {qkv} -> batch seq {qkv}", "attention", self.bias
-        )
-        q_dims = f"batch seq {heads} {head_dim}"
-        k_dims = f"batch seq {kv_heads} {head_dim}"
-        parts = (("q", q_dims), ("k", k_dims), ("v", k_dims))
-        split = View(name=f"{writer.prefix}split", inputs=(mixed,), parts=parts)
-        query, key, value = writer.build.add(split)
-        query, key = self._positions(writer, query, key)
-        cache = self._caches(writer, kv_heads, head_dim)
-        window = writer.dim("window", self.window, self.label) if self.window else None
-        attend = Attention(
-            name=f"{writer.prefix}attention", inputs=(query, key, value, *cache), window=window
-        )
-        return writer.linear(
-            "out",
-            writer.add(attend),
-            f"{q_dims}, {heads} {head_dim} model -> batch seq model",
-            "attention",
-            self.out_bias,
-        )
-
-    def _positions(self, writer: Writer, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        if self.qk_norm:
-            shape = slice(-1, None) if self.qk_norm == "head" else slice(-2, None)
-            query, key = (
-                writer.norm(f"{name}_norm", tensor, dim=" ".join(tensor.dims[shape]))[0]
-                for name, tensor in (("q", query), ("k", key))
-            )
-        if self.rotary:
-            rotary = Rotary(name=f"{writer.prefix}rotary", inputs=(query, key))
-            query, key = writer.build.add(rotary)
-        return query, key
-
-    def _caches(self, writer: Writer, kv_heads: str, head_dim: str) -> tuple[Tensor, Tensor]:
-        context = "context"
-        if self.window:
-            window = writer.dim("window", self.window, self.label)
-            context = writer.derive(f"context.{self.label or 'window'}", f"min(context, {window})")
-        key, value = (
-            Tensor.of(
-                f"{writer.prefix}{name}_cache",
-                f"batch {context} {kv_heads} {head_dim}",
-                writer.precision.kv_cache,
-                "cache",
-            )
-            for name in ("k", "v")
-        )
-        return key, value
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeedForward:
-    """Two projections with an activation between; *gated*: its input has a second half (GLU)."""
-
-    ffn: int
-    gated: bool = True
-    bias: bool = False
-    label: str = ""
-
-    def write(self, writer: Writer, x: Tensor) -> Tensor:
-        """Project up, activate, project down."""
-        ffn = writer.dim("ffn", self.ffn, self.label)
-        wide = writer.derive("gate_up", f"2*{ffn}") if self.gated else ffn
-        up = writer.linear(
-            "gate_up" if self.gated else "up",
-            x,
-            f"batch seq model, model {wide} -> batch seq {wide}",
-            "ffn",
-            self.bias,
-        )
-        hidden = writer.add(
-            Activation(
-                name=f"{writer.prefix}activation",
-                inputs=(up,),
-                dims=f"batch seq {ffn}",
-                flop_per_element=_ACTIVATION_FLOP + self.gated,
-            )
-        )
-        return writer.linear(
-            "down", hidden, f"batch seq {ffn}, {ffn} model -> batch seq model", "ffn", self.bias
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +57,23 @@ class Group:
     name: str
     count: int
     layers: tuple[Layer, ...]
+
+
+def fold(layers: list[Layer]) -> tuple[Group, ...]:
+    """Layers as counted groups: runs of the shortest pattern that repeats most of them.
+
+    A tail that does not complete the pattern is a group of its own.
+    """
+    for period in range(1, len(layers) + 1):
+        count = 1
+        while layers[count * period : (count + 1) * period] == layers[:period]:
+            count += 1
+        rest = layers[count * period :]
+        # a pattern is worth its name if it repeats and leaves less than one period
+        if len(rest) < period and (count > 1 or period == len(layers)):
+            groups = (Group(name="layer", count=count, layers=tuple(layers[:period])),)
+            return groups + ((Group(name="tail", count=1, layers=tuple(rest)),) if rest else ())
+    raise AssertionError("a list repeats itself once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,7 +141,7 @@ class Decoder:
         writer.build.add(Sample(name="sample", inputs=(logits,)))
 
 
-def _body(writer: Writer, group: Group):  # type: ignore[no-untyped-def]
+def _body(writer: Writer, group: Group) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The function that writes one repetition of a group."""
 
     def write(x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,6 +65,10 @@ class Operator(ABC):
     """A vertex of the graph: named inputs in, named outputs out.
 
     *layout* says, in a sharded graph, which axes split each dimension that it runs over.
+
+    What a kind of operator is, besides: the *stream* it runs on and the *unit* that computes it;
+    *whole*: dimensions it needs whole; *linear*: a sum of partial inputs may wait until after it;
+    *in_place*: its outputs take no memory of their own; *is_view*: it costs nothing.
     """
 
     name: str
@@ -76,6 +80,7 @@ class Operator(ABC):
     unit: ClassVar[Literal["matrix", "vector"]] = "vector"
     whole: ClassVar[frozenset[str]] = frozenset()
     in_place: ClassVar[bool] = False
+    linear: ClassVar[bool] = False
     is_view: ClassVar[bool] = False
 
     @property
@@ -87,6 +92,11 @@ class Operator(ABC):
     def contracted(self) -> frozenset[str]:
         """Dimensions summed over: where they are split, the result is partial."""
         return frozenset()
+
+    @property
+    def follows(self) -> Mapping[str, str]:
+        """Dimensions that are split as another one is, whatever they are called."""
+        return {}
 
     def flop(self, sizes: Sizes) -> Number:
         """Floating-point operations on one chip."""
@@ -115,9 +125,15 @@ class Operator(ABC):
         """Product of the sizes of *dims* on one chip."""
         return product(sizes.local(dim, self.layout.get(dim, ())) for dim in dims)
 
+    @property
+    def partial(self) -> Axes:
+        """The axes over whose chips the outputs have still to be summed."""
+        split = [axis for dim in sorted(self.contracted) for axis in self.layout.get(dim, ())]
+        passed = [axis for tensor in self.activations for axis in tensor.partial]
+        return tuple(dict.fromkeys(split + passed))
+
     def _make(self, name: str, dims: tuple[str, ...], dtype: Format) -> Tensor:
-        partial = tuple(axis for dim in self.contracted for axis in self.layout.get(dim, ()))
-        return Tensor(name, dims, dtype).laid_out(self.layout, tuple(dict.fromkeys(partial)))
+        return Tensor(name, dims, dtype).laid_out(self.layout, self.partial)
 
     def __str__(self) -> str:
         inputs = ", ".join(
@@ -441,7 +457,8 @@ class Collective(Operator):
     @cached_property
     def outputs(self) -> tuple[Tensor, ...]:
         first = self.inputs[0]
-        return (Tensor(self.name, first.dims, first.format).laid_out(self.layout),)
+        left = tuple(axis for axis in first.partial if axis not in self.axes)
+        return (Tensor(self.name, first.dims, first.format).laid_out(self.layout, left),)
 
     def work(self, sizes: Sizes) -> Work:
         held = self.outputs[0] if self.collective == "all_gather" else self.inputs[0]

@@ -57,8 +57,9 @@ class _Sharding:
 
     def _operator(self, operator: Operator) -> None:
         layout = self._layout(operator)
+        waits = operator.linear and self._equally_partial(operator)
         inputs = tuple(
-            self._move(tensor.name, layout)
+            self._move(tensor.name, layout, waits)
             if tensor.role == "activation"
             else tensor.laid_out(layout)
             for tensor in operator.inputs
@@ -68,15 +69,22 @@ class _Sharding:
         for before, after in zip(operator.outputs, placed.outputs, strict=True):
             self.tensors[before.name] = after
 
+    def _equally_partial(self, operator: Operator) -> bool:
+        """Whether all summands (inputs as large as the first) wait for the same sum."""
+        first, *others = (self.tensors[tensor.name] for tensor in operator.activations)
+        return all(t.partial == first.partial for t in others if t.dims == first.dims)
+
     def _layout(self, operator: Operator) -> Layout:
         """Which axes split each dimension of *operator*; weights and caches choose first.
 
         An axis splits one dimension of a tensor: one that is taken by a weight's dimension (or
         by an earlier one of the same tensor) is not there for the others.
         """
-        kept = (tensor for tensor in operator.inputs if tensor.role != "activation")
+        kept = [tensor for tensor in operator.inputs if tensor.role != "activation"]
         layout: Layout = {}
         for tensor in (*kept, *operator.activations, *operator.outputs):
+            if tensor not in kept:
+                layout |= {dim: layout.get(of, ()) for dim, of in operator.follows.items()}
             taken = {axis for dim in tensor.dims for axis in layout.get(dim, ())}
             for dim in tensor.dims:
                 if dim not in layout and dim not in operator.whole:
@@ -85,11 +93,14 @@ class _Sharding:
                     taken |= set(layout[dim])
         return {dim: axes for dim, axes in layout.items() if axes}
 
-    def _move(self, name: str, wanted: Layout) -> Tensor:
-        """The tensor *name* in the layout *wanted*, by as few collectives as that takes."""
+    def _move(self, name: str, wanted: Layout, waits: bool = False) -> Tensor:
+        """The tensor *name* in the layout *wanted*, by as few collectives as that takes.
+
+        If the reader *waits* with the sum, a partial tensor stays partial.
+        """
         tensor = self.tensors[name]
         target = {dim: wanted.get(dim, ()) for dim in tensor.dims}
-        if tensor.partial:
+        if tensor.partial and not waits:
             tensor = self.tensors[name] = self._sum(tensor, target)
         lost = {dim: set(axes) - set(target[dim]) for dim, axes in tensor.layout.items()}
         gathered = tuple(
@@ -99,7 +110,7 @@ class _Sharding:
             moved = any(set(gathered) & set(axes) for axes in target.values())
             kind: CollectiveKind = "all_to_all" if moved else "all_gather"
             tensor = self._collect(tensor, kind, gathered, target)
-        return tensor.laid_out(target)
+        return tensor.laid_out(target, tensor.partial)
 
     def _sum(self, tensor: Tensor, target: Layout) -> Tensor:
         """Add up partial sums: reduce-scatter if the result is wanted split by the same axes."""
