@@ -1,6 +1,6 @@
 """How fast is a simulation: one warm call, and points per second over a grid, on one core.
 
-    python benchmarks/simulate.py
+python benchmarks/simulate.py
 """
 
 import os

@@ -1,13 +1,15 @@
 """Models by name: data files with a source; or from a config of one's own."""
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from frontends.architectures import to_decoder
 from frontends.config import Config
-from frontends.writer import Precision
+from frontends.precision import Precision
+from frontends.quantization import declared
 from hardware import SpecError
 from hardware.errors import nearest
 from hardware.specs import read_toml
@@ -23,53 +25,77 @@ def list_models() -> list[str]:
     return sorted(path.stem for path in _MODELS.glob("*.toml"))
 
 
-def load_model(which: str | Path | dict[str, Any], *, precision: Precision | None = None) -> Model:
+def load_model(
+    which: str | Path | dict[str, Any],
+    *,
+    precision: Precision | None = None,
+    weights: str | None = None,
+    kv_cache: str | None = None,
+) -> Model:
     """A model by name, from the path of a ``config.json`` (or its folder), or from its content.
 
     Parameters
     ----------
     which : a name of `list_models`, a path, or a config as a dictionary.
-    precision : number formats; 16-bit everywhere if not given.
+    precision : number formats; those that the config's ``quantization_config`` declares if not
+        given, 16 bit if it declares none.
+    weights, kv_cache : one of these formats in place of the precision's, such as ``fp8``.
 
     Raises
     ------
     SpecError : no such name or file, or a config that does not describe a known architecture.
     """
+    if isinstance(which, str) and not (precision or weights or kv_cache):
+        return _plain(which)
+    config, source, family = _describe(which)
+    chosen = precision or declared(config) or Precision()
+    if weights:
+        chosen = replace(chosen, weights=weights, classes={})
+    if kv_cache:
+        chosen = replace(chosen, kv_cache=kv_cache)
+    return to_decoder(config, source, family).to_model(chosen)
+
+
+def _plain(name: str) -> Model:
+    """A model as its config has it; those of the catalogue are kept."""
+    return _cached(name) if name in list_models() else _as_declared(name)
+
+
+def _as_declared(which: str) -> Model:
+    config, source, family = _describe(which)
+    return to_decoder(config, source, family).to_model(declared(config))
+
+
+_cached = lru_cache(_as_declared)
+
+
+def _describe(which: str | Path | dict[str, Any]) -> tuple[Config, str, str]:
+    """The config, its source and its family; source and family are empty where not known."""
     if isinstance(which, dict):
-        return _from_config(which, "config", precision)
-    if isinstance(which, str) and which in list_models():
-        return _from_catalogue(which, precision) if precision else _cached(which)
+        return Config(which, "config"), "", ""
+    if str(which) in list_models():
+        spec = read_toml(_MODELS / f"{which}.toml")
+        return Config(spec["config"], str(which)), spec["source"], spec["family"]
     path = Path(which)
-    if path.suffix in (".json", ".toml") or path.exists():
-        return _from_file(path, precision)
-    raise SpecError(f"no model {str(which)!r}{nearest(str(which), list_models())}")
-
-
-@lru_cache
-def _cached(name: str) -> Model:
-    return _from_catalogue(name, None)
-
-
-def _from_catalogue(name: str, precision: Precision | None) -> Model:
-    spec = read_toml(_MODELS / f"{name}.toml")
-    decoder = to_decoder(Config(spec["config"], name), spec["source"], spec["family"])
-    return decoder.to_model(precision)
-
-
-def _from_config(config: Any, name: str, precision: Precision | None) -> Model:
-    if not isinstance(config, dict):
-        raise SpecError(
-            f"{name}: a config is a table of keys and values, not {type(config).__name__}"
-        )
-    return to_decoder(Config(config, name)).to_model(precision)
-
-
-def _from_file(path: Path, precision: Precision | None) -> Model:
+    if path.suffix not in (".json", ".toml") and not path.exists():
+        raise SpecError(f"no model {str(which)!r}{nearest(str(which), list_models())}")
     if path.is_dir():
         path = path / "config.json"
-    if path.suffix == ".toml":
-        return _from_config(read_toml(path).get("config"), str(path), precision)
-    return _from_config(_read_json(path), str(path), precision)
+    content = read_toml(path).get("config") if path.suffix == ".toml" else _with_formats(path)
+    if not isinstance(content, dict):
+        raise SpecError(
+            f"{path}: a config is a table of keys and values, not {type(content).__name__}"
+        )
+    return Config(content, str(path)), "", ""
+
+
+def _with_formats(path: Path) -> Any:
+    """A config.json, with the formats that ModelOpt writes into a file beside it."""
+    config = _read_json(path)
+    beside = path.with_name("hf_quant_config.json")
+    if isinstance(config, dict) and "quantization_config" not in config and beside.exists():
+        config["quantization_config"] = _read_json(beside).get("quantization")
+    return config
 
 
 def _read_json(path: Path) -> Any:

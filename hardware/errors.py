@@ -5,6 +5,8 @@ import reprlib
 from collections.abc import Iterable
 
 NAMES_SHOWN = 12  # as many as fit on a terminal line or two
+NEAREST_SHOWN = 3  # more is a list, not a hint
+ALIKE = 0.85  # of the letters, for a second and a third guess
 TEXT_SHOWN = 60  # characters of a user's own words worth repeating
 
 
@@ -26,9 +28,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     names = sorted(known)
     close = [whole for whole in sorted(names, key=len) if len(name) > 2 and name in whole]
-    close += difflib.get_close_matches(name[:TEXT_SHOWN], names, n=1)
+    close += difflib.get_close_matches(name[:TEXT_SHOWN], names, NEAREST_SHOWN, cutoff=ALIKE)
+    close += difflib.get_close_matches(name[:TEXT_SHOWN], names, 1)
     if close:
-        return f"; did you mean {close[0]!r}?"
+        best = list(dict.fromkeys(close))[:NEAREST_SHOWN]
+        return f"; did you mean {' or '.join(map(repr, best))}?"
     more = f", … ({len(names)} in all)" if len(names) > NAMES_SHOWN else ""
     return f"; known: {', '.join(names[:NAMES_SHOWN]) or 'none'}{more}"
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hardware import Platform
+    from opgraph.model import Model
     from opgraph.report import Report
     from opgraph.timeline import Timeline
 
@@ -48,15 +49,36 @@ class Phase(StrEnum):
     decode = "decode"
 
 
+def _whole(text: str | int) -> int:
+    """A whole number; a message with the user's own word otherwise."""
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a whole number") from None
+
+
 ModelName = Annotated[str, typer.Argument(help="a name of `opgraph list models`, or a config.json")]
 PlatformName = Annotated[
     str, typer.Option("--platform", "-p", help="a name, a TOML file, or CHIP:N such as h100-sxm:8")
 ]
-Degree = Annotated[int, typer.Option("--tp", help="tensor parallelism")]
-Copies = Annotated[int, typer.Option("--dp", help="data parallelism: copies of the model")]
-Batch = Annotated[int, typer.Option("--batch", "-b", help="sequences in flight")]
-Prompt = Annotated[int, typer.Option("--prompt", help="tokens of each prompt")]
-Output = Annotated[int, typer.Option("--output", help="tokens generated for each")]
+Degree = Annotated[int, typer.Option("--tp", parser=_whole, metavar="N", help="tensor parallelism")]
+Copies = Annotated[
+    int,
+    typer.Option("--dp", parser=_whole, metavar="N", help="data parallelism: copies of the model"),
+]
+Batch = Annotated[
+    int, typer.Option("--batch", "-b", parser=_whole, metavar="N", help="sequences in flight")
+]
+Prompt = Annotated[
+    int, typer.Option("--prompt", parser=_whole, metavar="N", help="tokens of each prompt")
+]
+Output = Annotated[
+    int, typer.Option("--output", parser=_whole, metavar="N", help="tokens generated for each")
+]
+Weights = Annotated[
+    str | None, typer.Option(help="format of the weights: fp8, int4-g128, nvfp4, fp8/bf16 …")
+]
+KVCache = Annotated[str | None, typer.Option("--kv-cache", help="format of the KV cache: fp8 …")]
 Cost = Annotated[str, typer.Option("--cost", help="the cost model: ideal or calibrated")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
 
@@ -77,6 +99,8 @@ def simulate(
     batch: Batch = 1,
     prompt: Prompt = 2048,
     output: Output = 256,
+    weights: Weights = None,
+    kv_cache: KVCache = None,
     cost: Cost = "ideal",
     as_json: AsJson = False,
     plot: Annotated[
@@ -87,7 +111,10 @@ def simulate(
     ] = None,
 ) -> None:
     """Latency, throughput and memory of a model on a platform, and what limits them."""
-    report = _report(model, platform, {"tp": tp, "dp": dp}, (batch, prompt, output), cost)
+    from frontends import load_model
+
+    loaded = load_model(model, weights=weights, kv_cache=kv_cache)
+    report = _report(loaded, platform, {"tp": tp, "dp": dp}, (batch, prompt, output), cost)
     if plot:
         _save_plot(report.decode, plot)
     if trace:
@@ -109,10 +136,15 @@ def write_trace(
     batch: Batch = 1,
     prompt: Prompt = 2048,
     output: Output = 256,
+    weights: Weights = None,
+    kv_cache: KVCache = None,
     cost: Cost = "ideal",
 ) -> None:
     """Write the timeline of a step as a Chrome trace, to open in Perfetto beside a measured one."""
-    report = _report(model, platform, {"tp": tp, "dp": dp}, (batch, prompt, output), cost)
+    from frontends import load_model
+
+    loaded = load_model(model, weights=weights, kv_cache=kv_cache)
+    report = _report(loaded, platform, {"tp": tp, "dp": dp}, (batch, prompt, output), cost)
     timelines = [report.prefill, report.decode]
     _save_trace([t for t in timelines if phase is None or t.name == phase.value], out)
     print(f"{out}: open it at ui.perfetto.dev")
@@ -125,7 +157,30 @@ def list_names(what: Listing, as_json: AsJson = False) -> None:
     if as_json:
         _print_json(rows)
     else:
-        _print_table(what.value, rows)
+        _print_table(what.value, [{k: v for k, v in row.items() if k != "source"} for row in rows])
+
+
+@app.command()
+def reproduce(
+    paper: Annotated[str, typer.Argument(help="a paper whose tables are recomputed")],
+    as_json: AsJson = False,
+) -> None:
+    """Recompute a paper's published figures and print them beside ours."""
+    from validation.papers import reproduce
+
+    rows = [row.to_dict() for row in reproduce(paper)]
+    if as_json:
+        _print_json({"rows": rows})
+    else:
+        shown = [
+            {
+                **row,
+                "difference": f"{row['difference']:+.2%}",
+                "passes": "yes" if row["passes"] else "NO",
+            }
+            for row in rows
+        ]
+        _print_table(paper, shown)
 
 
 @app.command("op", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -194,17 +249,14 @@ def _complain(message: str) -> int:
 
 
 def _report(
-    model: str, platform: str, degrees: dict[str, int], sizes: tuple[int, int, int], cost: str
+    model: "Model", platform: str, degrees: dict[str, int], sizes: tuple[int, int, int], cost: str
 ) -> "Report":
-    from frontends import load_model
     from hardware import load_platform
     from opgraph import Plan, Workload, simulate
 
     batch, prompt, output = sizes
     workload = Workload(batch=batch, prompt=prompt, output=output)
-    return simulate(
-        load_model(model), load_platform(platform), Plan(**degrees), workload, cost=cost
-    )
+    return simulate(model, load_platform(platform), Plan(**degrees), workload, cost=cost)
 
 
 def _one_platform(chip: str | None, platform: str | None) -> "Platform":
@@ -257,10 +309,10 @@ def _chip_rows() -> list[dict[str, Any]]:
     return [
         {
             "name": chip.name,
-            "bf16_TFLOPs": float(chip.peak("bf16")) / 1e12,
-            "fp8_TFLOPs": float(chip.peak("fp8")) / 1e12,
+            "bf16_TFLOP_per_s": float(chip.peak("bf16")) / 1e12,
+            "fp8_TFLOP_per_s": float(chip.peak("fp8")) / 1e12,
             "memory_GB": float(chip.memory_capacity) / _GIGA,
-            "bandwidth_GBs": float(chip.memory_bandwidth) / _GIGA,
+            "bandwidth_GB_per_s": float(chip.memory_bandwidth) / _GIGA,
             "power_W": chip.power,
             "source": chip.source,
         }

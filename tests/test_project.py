@@ -1,0 +1,58 @@
+"""The project keeps its own rules: examples run, names are public, facts have sources."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import opgraph
+from frontends import list_models
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+CODE = [p for folder in ("hardware", "opgraph", "frontends", "validation")
+        for p in (ROOT / folder).rglob("*.py")]  # fmt: skip
+# the largest file of a package that still is one noun, by lines of any kind
+LONGEST_FILE = 500
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_print_what_stands_beside_them(example):
+    out = subprocess.run(  # noqa: S603
+        [sys.executable, example], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert out.stdout == example.with_suffix(".out").read_text()
+
+
+def test_public_names_exist():
+    for name in opgraph.__all__:
+        assert getattr(opgraph, name).__module__.startswith("opgraph.")
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = opgraph.nonsense
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_models_name_their_source(name):
+    spec = tomllib.loads((ROOT / f"frontends/data/models/{name}.toml").read_text())
+    assert spec["source"].strip()
+    assert spec["family"].strip()
+    assert "model_type" in spec["config"]
+    if "published" in spec:
+        assert spec["published"]["source"].strip()
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_are_one_noun(path):
+    text = path.read_text()
+    assert text.startswith('"""'), "a file opens with one sentence saying what it is"
+    assert text.count("\n") <= LONGEST_FILE
+    assert not re.search(r"\b(TODO|FIXME|XXX)\b", text)
+
+
+def test_only_the_command_line_prints():
+    for path in CODE:
+        if path.name != "cli.py":
+            assert not re.search(r"^\s*print\(", path.read_text(), re.M), path
