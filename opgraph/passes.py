@@ -7,6 +7,7 @@ result split; a dimension that a reader needs whole is gathered; a split that mo
 dimension to another is an all-to-all. Taking one's own part of a whole tensor is free.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from opgraph.graph import Block, Graph
@@ -26,6 +27,12 @@ def shard(graph: Graph, plan: Plan) -> Graph:
     return _Sharding(graph, plan).graph()
 
 
+def _read(blocks: Sequence[Block]) -> frozenset[str]:
+    """The tensors that *blocks* read or carry."""
+    read = {t.name for block in blocks for op in block.operators for t in op.activations}
+    return frozenset(read | {entry for block in blocks for entry, _ in block.carried})
+
+
 class _Sharding:
     """The state of one walk over a graph: where each tensor is and in which layout."""
 
@@ -35,22 +42,24 @@ class _Sharding:
         self.names = plan.bind({}, source.derived)
         self.tensors: dict[str, Tensor] = {tensor.name: tensor for tensor in source.inputs}
         self.operators: dict[str, Operator] = {}
+        self.given: dict[str, str] = {}
 
     def graph(self) -> Graph:
-        blocks = tuple(self._block(block) for block in self.source.blocks)
-        return replace(self.source, blocks=blocks)
+        blocks = self.source.blocks
+        placed = (self._block(block, _read(blocks[i + 1 :])) for i, block in enumerate(blocks))
+        return replace(self.source, blocks=tuple(placed))
 
-    def _block(self, block: Block) -> Block:
+    def _block(self, block: Block, later: frozenset[str]) -> Block:
         self.operators = {}
         entries = [self.tensors[entry] for entry, _ in block.carried]
         for operator in block.operators:
             self._operator(operator)
         for entry, (_, leave) in zip(entries, block.carried, strict=True):
             self.tensors[leave] = self._move(leave, entry.layout)
-        for operator in block.operators:
-            for tensor in operator.outputs:
-                # what leaves a block is summed up there, once, whoever reads it later
-                self._move(tensor.name, self.tensors[tensor.name].layout)
+        made = {tensor.name for operator in block.operators for tensor in operator.outputs}
+        for name in sorted(made & later):
+            # what leaves a block is summed up there, once, whoever reads it later
+            self._move(name, self.tensors[name].layout)
         leaves = [self.tensors[leave] for _, leave in block.carried]
         carried = tuple((a.name, b.name) for a, b in zip(entries, leaves, strict=True))
         return Block(block.name, tuple(self.operators.values()), block.count, carried)
@@ -68,6 +77,7 @@ class _Sharding:
         self.operators[placed.name] = placed
         for before, after in zip(operator.outputs, placed.outputs, strict=True):
             self.tensors[before.name] = after
+            self.given[after.name] = operator.given
 
     def _equally_partial(self, operator: Operator) -> bool:
         """Whether all summands (inputs as large as the first) wait for the same sum."""
@@ -123,8 +133,11 @@ class _Sharding:
         name = f"{tensor.name}.{kind}"
         if name in self.operators and self.operators[name].layout != layout:
             name = f"{name}.{'.'.join(axes)}"
+        given = self.given[name] = self.given.get(tensor.name, "")
         self.operators.setdefault(
             name,
-            Collective(name=name, inputs=(tensor,), collective=kind, axes=axes, layout=layout),
+            Collective(
+                name=name, inputs=(tensor,), collective=kind, axes=axes, layout=layout, given=given
+            ),
         )
         return self.operators[name].outputs[0]

@@ -144,7 +144,6 @@ def _slices(timelines: Sequence[Timeline]) -> Iterator[_Slice]:
 
 def _step_slices(timeline: Timeline, origin: int, correlation: int) -> list[_Slice]:
     _check_writable(timeline)
-    critical = set(timeline.critical_path()["operator"])
     tracks = _tracks(timeline)
     runs = sorted(
         (float(start), index, layer)
@@ -153,7 +152,7 @@ def _step_slices(timeline: Timeline, origin: int, correlation: int) -> list[_Sli
         if event.time > 0
     )
     free = dict.fromkeys(tracks.values(), origin)
-    args = [_args(event, timeline, event.name in critical) for event in timeline.events]
+    args = [_args(event, timeline) for event in timeline.events]
     slices = []
     for number, (start, index, layer) in enumerate(runs, correlation):
         event = timeline.events[index]
@@ -185,14 +184,14 @@ def _tracks(timeline: Timeline) -> dict[str, int]:
     return {stream: track for track, stream in enumerate((*STREAMS, *others), STEP_TRACK + 1)}
 
 
-def _args(event: Event, timeline: Timeline, is_critical: bool) -> dict[str, Any]:
+def _args(event: Event, timeline: Timeline) -> dict[str, Any]:
     return {
         "device": 0,
         "phase": timeline.name,
         "kind": event.kind,
         "block": event.block,
         "limiter": event.limiter,
-        "critical": is_critical,
+        "critical": bool(event.slack == 0),
         "slack_us": float(event.slack) * _MICRO,
         "flop": float(event.work.flop),
         "bytes_read": float(event.work.read),
@@ -276,9 +275,10 @@ def check(path: str | Path) -> int:
     if not isinstance(events, list) or not all(isinstance(event, dict) for event in events):
         raise SpecError(f"{where}: 'traceEvents' is not a list of events")
     named = {
-        tuple(event[key] for key in _TRACK)
+        tuple(event.get(key, 0) for key in _TRACK)
         for event in events
-        if event.get("ph") == "M" and all(isinstance(event.get(key), int | str) for key in _TRACK)
+        if event.get("ph") == "M"
+        and all(isinstance(event.get(key, 0), int | str) for key in _TRACK)
     }
     processes = {pid for kind, pid, _ in named if kind == "process_name"}
     tracks: dict[tuple[Any, Any], list[tuple[float, float, str]]] = {}
