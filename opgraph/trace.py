@@ -191,7 +191,7 @@ def _args(event: Event, timeline: Timeline) -> dict[str, Any]:
         "kind": event.kind,
         "block": event.block,
         "limiter": event.limiter,
-        "critical": bool(event.slack == 0),
+        "critical": event.is_critical,
         "slack_us": float(event.slack) * _MICRO,
         "flop": float(event.work.flop),
         "bytes_read": float(event.work.read),
@@ -212,13 +212,16 @@ def _collective(event: Event, timeline: Timeline) -> dict[str, Any]:
     if not isinstance(operator, Collective):
         return {}
     number_format = operator.inputs[0].format
-    elements = round(float(event.work.sent) / number_format.nbytes)
-    known = {"all_gather": ("Out",), "reduce_scatter": ("In",)}
-    sides = known.get(operator.collective, ("In", "Out"))
+    whole, group = round(float(event.work.sent) / number_format.nbytes), int(event.group_size)
+    part = whole // group
+    sides = {"all_gather": (part, whole), "reduce_scatter": (whole, part)}
+    before, after = sides.get(operator.collective, (whole, whole))
     return {
         "Collective name": operator.collective,
         "dtype": str(number_format),
-        **{f"{side} msg nelems": elements for side in sides},
+        "In msg nelems": before,
+        "Out msg nelems": after,
+        "Group size": group,
         "Process Group Name": " ".join(operator.axes),
         "bytes_sent": float(event.work.sent),
         "algorithm": event.algorithm,

@@ -15,7 +15,6 @@ from opgraph.plots.drawing import (
     headline,
     ink_on,
     limiter_group,
-    need_one_point,
     per_pixel,
     percent_text,
     prepared,
@@ -45,7 +44,7 @@ def waterfall(timeline: Timeline, ax: "Axes | None" = None) -> "Axes":
     ------
     SpecError : a timeline of many design points.
     """
-    need_one_point(timeline)
+    timeline.need_one_point("plot")
     total = float(timeline.time)
     parts: dict[tuple[str, str], float] = {}
     for event, time in exposed_times(timeline):

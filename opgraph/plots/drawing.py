@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware import Number, SpecError, format_quantity
+from hardware import Number, format_quantity
 from opgraph.timeline import Event, Timeline
 
 if TYPE_CHECKING:
@@ -219,11 +219,3 @@ def percent_text(part: Number, whole: Number = 1.0) -> str:
 
 def overlaps(one: Sequence[float], other: Sequence[float]) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
-def need_one_point(timeline: Timeline) -> None:
-    if np.ndim(timeline.time):
-        raise SpecError(
-            f"plot: the timeline {timeline.name!r} holds {np.size(timeline.time)} design points; "
-            "pick one with report.at(index)"
-        )

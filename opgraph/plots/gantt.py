@@ -20,7 +20,6 @@ from opgraph.plots.drawing import (
     in_order,
     ink_on,
     limiter_group,
-    need_one_point,
     per_pixel,
     percent_text,
     prepared,
@@ -46,7 +45,7 @@ def timeline(timeline: Timeline, ax: "Axes | None" = None, *, unrolled: bool = F
     ------
     SpecError : a timeline of many design points.
     """
-    need_one_point(timeline)
+    timeline.need_one_point("plot")
     bars, spans = _bars(timeline, unrolled=unrolled)
     end = max((span.end for span in spans), default=0.0)
     ax = prepared(ax, (10, 1.5 + 0.7 * len({bar.event.stream for bar in bars})))
@@ -117,7 +116,7 @@ def _bars(timeline: Timeline, *, unrolled: bool) -> tuple[list[_Bar], list[_Span
                 is_named = is_long and index == middle
                 texts = (told, name) if is_named else (name,)
                 start = float(event.starts[index]) + shift
-                bars.append(_Bar(event, start, texts, bool(event.slack == 0), is_named))
+                bars.append(_Bar(event, start, texts, event.is_critical, is_named))
     return bars, spans
 
 

@@ -18,7 +18,6 @@ from opgraph.plots.drawing import (
     cut_text,
     headline,
     limiter_group,
-    need_one_point,
     overlaps,
     percent_text,
     prepared,
@@ -45,7 +44,7 @@ def roofline(timeline: Timeline, ax: "Axes | None" = None) -> "Axes":
     ------
     SpecError : a timeline of many design points, or a measured one; nothing that computes.
     """
-    need_one_point(timeline)
+    timeline.need_one_point("plot")
     points = _points(timeline)
     if timeline.chip is None or not points:
         raise SpecError(f"the timeline {timeline.name!r} has no chip or nothing that computes")
