@@ -2,6 +2,7 @@
 
 from frontends.catalogue import list_models, load_model
 from frontends.decoder import Decoder
-from frontends.writer import Precision
+from frontends.precision import Precision, Scheme
+from frontends.transformer import Transformer
 
-__all__ = ["Decoder", "Precision", "list_models", "load_model"]
+__all__ = ["Decoder", "Precision", "Scheme", "Transformer", "list_models", "load_model"]

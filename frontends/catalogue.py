@@ -8,6 +8,7 @@ from typing import Any
 
 from frontends.architectures import to_decoder
 from frontends.config import Config
+from frontends.decoder import Absorb
 from frontends.precision import Precision
 from frontends.quantization import declared
 from hardware import SpecError
@@ -31,6 +32,7 @@ def load_model(
     precision: Precision | None = None,
     weights: str | None = None,
     kv_cache: str | None = None,
+    absorb: Absorb = None,
 ) -> Model:
     """A model by name, from the path of a ``config.json`` (or its folder), or from its content.
 
@@ -40,12 +42,14 @@ def load_model(
     precision : number formats; those that the config's ``quantization_config`` declares if not
         given, 16 bit if it declares none.
     weights, kv_cache : one of these formats in place of the precision's, such as ``fp8``.
+    absorb : whether latent attention (MLA) runs in the latent space, in both phases or by phase
+        (``{"prefill": False, "decode": True}``); where that pays if not given.
 
     Raises
     ------
     SpecError : no such name or file, or a config that does not describe a known architecture.
     """
-    if isinstance(which, str) and not (precision or weights or kv_cache):
+    if isinstance(which, str) and not (precision or weights or kv_cache) and absorb is None:
         return _plain(which)
     config, source, family = _describe(which)
     chosen = precision or declared(config) or Precision()
@@ -53,7 +57,7 @@ def load_model(
         chosen = replace(chosen, weights=weights, classes={})
     if kv_cache:
         chosen = replace(chosen, kv_cache=kv_cache)
-    return to_decoder(config, source, family).to_model(chosen)
+    return to_decoder(config, source, family).to_model(chosen, absorb)
 
 
 def _plain(name: str) -> Model:
@@ -102,7 +106,7 @@ def _read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise SpecError(f"{path} is larger than {_MAX_BYTES} bytes: no config is")
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_constant)
     except FileNotFoundError:
         raise SpecError(f"there is no file {path}") from None
     except OSError as error:
@@ -115,5 +119,8 @@ def _read_json(path: Path) -> Any:
         raise SpecError(f"{path} is not valid JSON: {error}") from None
 
 
-def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is not a number a config may have")
+def _constant(text: str) -> float:
+    """Infinity, the limit of Mamba's time steps in released configs; NaN is no number."""
+    if text == "NaN":
+        raise ValueError(f"{text} is not a number a config may have")
+    return float(text)

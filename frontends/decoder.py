@@ -9,10 +9,16 @@ A layer ends with the norm that the next one begins with, so that the sum before
 the norm of the first layer stands in the stem, and the last one's is the final norm.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from frontends.writer import NormKind, Part, Precision, Writer
+from frontends.encoder import Encoder
+from frontends.hyper import HyperLayer, expand, merge
+from frontends.precision import Precision
+from frontends.writer import NormKind, Part, Writer
+from hardware import SpecError
+from hardware.errors import nearest
+from opgraph.graph import Graph
 from opgraph.model import Model
 from opgraph.operator import Einsum, Last, Lookup, Sample
 from opgraph.tensor import Tensor
@@ -20,29 +26,58 @@ from opgraph.tensor import Tensor
 # scale, hyperbolic tangent (exponential, sum, difference, quotient), scale
 _SOFTCAP_FLOP = 6
 
+Absorb = bool | Mapping[str, bool] | None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A mixer and a channel, one after the other or side by side (*parallel*).
+    """A mixer and a channel, one after the other or side by side (*parallel*); or one of them.
 
-    *post_norm*: what each of them adds to the residual is normalised first (Gemma 2).
+    *own_norms*: side by side, each has a norm of its own. *pre_norm*: what they read is
+    normalised; *post_norm*: what they add to the residual is (Gemma 2: both). *scalar*: the
+    layer's result is multiplied by a learned number (Gemma 4).
     """
 
-    mixer: Part
+    mixer: Part | None = None
     channel: Part | None = None
     parallel: bool = False
+    own_norms: bool = False
+    pre_norm: bool = True
     post_norm: bool = False
+    scalar: bool = False
 
     def write(self, writer: Writer, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """From this layer's normalised input and residual to the next one's."""
-        delta = self._part(writer, "attention", self.mixer, x)
-        if self.parallel and self.channel:
-            other = self._part(writer, "ffn", self.channel, x)
-            delta = writer.elementwise("branches", delta, other)
-        elif self.channel:
-            x, residual = writer.norm("ffn_norm", delta, residual)
-            delta = self._part(writer, "ffn", self.channel, x)
-        x, residual = writer.norm("next_norm", delta, residual)
+        parts = [(n, p) for n, p in (("attention", self.mixer), ("ffn", self.channel)) if p]
+        if self.parallel:
+            x, residual = self._side_by_side(writer, parts, x, residual)
+        else:
+            for index, (name, part) in enumerate(parts):
+                following = "next" if index == len(parts) - 1 else parts[index + 1][0]
+                delta = self._part(writer, name, part, x)
+                x, residual = self._join(writer, following, delta, residual)
+        if self.scalar:
+            factor = writer.weight("scalar.weight", writer.dim("one", 1))
+            residual = writer.scale("scalar", residual, factor)
+        return x, residual
+
+    def _side_by_side(
+        self, writer: Writer, parts: list[tuple[str, Part]], x: Tensor, residual: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        deltas = []
+        for index, (name, part) in enumerate(parts):
+            own = writer.norm(f"{name}_norm", residual)[0] if index and self.own_norms else x
+            deltas.append(self._part(writer, name, part, own))
+        return self._join(writer, "next", writer.sum("branches", *deltas), residual)
+
+    def _join(
+        self, writer: Writer, name: str, delta: Tensor, residual: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Add to the residual, and normalise for what follows."""
+        if not self.pre_norm:
+            total = writer.sum(f"{name}_residual", delta, residual)
+            return total, total
+        x, residual = writer.norm(f"{name}_norm", delta, residual)
         return x, residual
 
     def _part(self, writer: Writer, name: str, part: Part, x: Tensor) -> Tensor:
@@ -56,32 +91,63 @@ class Group:
 
     name: str
     count: int
-    layers: tuple[Layer, ...]
+    layers: tuple[Layer | HyperLayer, ...]
 
 
-def fold(layers: list[Layer]) -> tuple[Group, ...]:
-    """Layers as counted groups: runs of the shortest pattern that repeats most of them.
+def fold(layers: Sequence[Layer | HyperLayer]) -> tuple[Group, ...]:
+    """Layers as counted groups, so that as few as possible are written out.
 
-    A tail that does not complete the pattern is a group of its own.
+    Three dense layers and 58 with experts are two groups; a local and a global one in turn are
+    one group of two. A group is called by the layers that it stands for: ``layers3-60``.
     """
-    for period in range(1, len(layers) + 1):
-        count = 1
-        while layers[count * period : (count + 1) * period] == layers[:period]:
-            count += 1
-        rest = layers[count * period :]
-        # a pattern is worth its name if it repeats and leaves less than one period
-        if len(rest) < period and (count > 1 or period == len(layers)):
-            groups = (Group(name="layer", count=count, layers=tuple(layers[:period])),)
-            return groups + ((Group(name="tail", count=1, layers=tuple(rest)),) if rest else ())
-    raise AssertionError("a list repeats itself once")
+    kinds = {layer: number for number, layer in enumerate(dict.fromkeys(layers))}
+    best = _cheapest([kinds[layer] for layer in layers])
+    groups: list[Group] = []
+    start = 0
+    while start < len(layers):
+        period, count = best[start]
+        end = start + period * count
+        name = f"layers{start}-{end - 1}" if end - start > 1 else f"layers{start}"
+        name = "layer" if end - start == len(layers) else name
+        groups.append(Group(name=name, count=count, layers=tuple(layers[start : start + period])))
+        start = end
+    return tuple(groups)
+
+
+def _cheapest(kinds: list[int]) -> list[tuple[int, int]]:
+    """Period and count of the group that begins at each layer, if all that follows is cheapest.
+
+    The cost is the layers written out, then the groups.
+    """
+    length = len(kinds)
+    costs: list[tuple[int, int]] = [(0, 0)] * (length + 1)
+    chosen = [(1, 1)] * length
+    for start in reversed(range(length)):
+        options = []
+        for period in range(1, length - start + 1):
+            count = 1
+            while (end := start + period * (count + 1)) <= length and (
+                kinds[end - period : end] == kinds[start : start + period]
+            ):
+                count += 1
+            for repeats in range(1, count + 1) if period > 1 or count == 1 else (count,):
+                written, groups = costs[start + period * repeats]
+                options.append(((written + period, groups + 1), -repeats, period))
+        costs[start], repeats, period = min(options)
+        chosen[start] = (period, -repeats)
+    return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """A decoder-only model in sizes.
+    """A decoder in sizes, and the encoder whose features it reads, if there is one.
 
     *positions*: rows of a learned table of positions (0: none). *tied*: the head is the
-    embedding. *scaled*: the embedding is multiplied by a constant. *softcap*: logits are.
+    embedding. *scaled*: the embedding is multiplied by a constant; *embedding_norm*: it is
+    normalised. *softcap*: logits are. *pre_norm*: as of its layers. *streams*: residuals side by
+    side, mixed by hyper-connections (0: one, plain).
+    *extra_tokens*: rows of the embedding that the head has not (placeholders for images).
+    *encodes_prompt*: the prompt goes to the encoder.
     """
 
     name: str
@@ -94,16 +160,52 @@ class Decoder:
     tied: bool = False
     positions: int = 0
     scaled: bool = False
+    embedding_norm: bool = False
     softcap: bool = False
     head_bias: bool = False
+    extra_tokens: int = 0
+    encoder: Encoder | None = None
+    encodes_prompt: bool = False
+    pre_norm: bool = True
+    streams: int = 0
 
-    def to_model(self, precision: Precision | None = None) -> Model:
-        """The model, with its graph."""
-        precision = precision or Precision()
-        writer = Writer(self.name, precision, self.norm)
+    def to_model(self, precision: Precision | None = None, absorb: Absorb = None) -> Model:
+        """The model, with its graphs; an encoder runs in the prefill step only.
+
+        *absorb*: whether latent attention runs in the latent space, in both phases or by phase
+        (``{"prefill": False, "decode": True}``); where that pays if not given.
+
+        Raises
+        ------
+        SpecError : *absorb* names something that is no phase.
+        """
+        writer = Writer(self.name, precision or Precision(), self.norm)
+        writer.decodes, writer.absorb = True, _choice(absorb, "decode")
         for word, size in (("model", self.model), ("vocab", self.vocab)):
             writer.dim(word, size)
-        x, residual = self._stem(writer)
+        decode = self._graph(writer)
+        writer = writer.again()
+        writer.absorb = _choice(absorb, "prefill")
+        prefill = self._graph(writer, self.encoder)
+        alike = prefill.blocks == decode.blocks
+        return Model(
+            self.name,
+            self.source,
+            prefill,
+            prefill if alike else replace(decode, derived=prefill.derived),
+            writer.numbers,
+            self.family,
+            " + ".join(writer.attention),
+            writer.inactive,
+            self.encodes_prompt,
+        )
+
+    def _graph(self, writer: Writer, encoder: Encoder | None = None) -> Graph:
+        features = encoder.write(writer) if encoder else ()
+        if encoder and encoder.into == "attention":
+            writer.source = encoder.joined(writer, features[0])
+            features = ()
+        x, residual = self._stem(writer, features)
         for group in self.groups:
             if group.count:
                 x, residual = writer.build.repeat(
@@ -111,23 +213,38 @@ class Decoder:
                 )
         self._head(writer, x)
         writer.build.derive(writer.derived)
-        graph = writer.build.graph()
-        return Model(self.name, self.source, graph, graph, writer.numbers, self.family)
+        return writer.build.graph()
 
-    def _stem(self, writer: Writer) -> tuple[Tensor, Tensor]:
-        tokens = writer.build.input(Tensor.of("tokens", "batch seq", "int32"))
-        table = writer.weight("embedding.weight", "vocab model", "embedding")
+    def _stem(self, writer: Writer, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        tokens = writer.build.input(writer.tokens)
+        rows = writer.dim("vocab", self.vocab + self.extra_tokens, "embedding")
+        table = writer.weight("embedding.weight", f"{rows} model", "embedding")
         x = writer.build.add(Lookup(name="embedding", inputs=(tokens, table)))[0]
         if self.scaled:
             x = writer.elementwise("embedding_scale", x)
+        if self.embedding_norm:
+            x = writer.norm("embedding_norm", x)[0]
         if self.positions:
             writer.dim("positions", self.positions)
             places = writer.weight("positions.weight", "positions model", "embedding")
             found = writer.build.add(Lookup(name="positions", inputs=(tokens, places)))[0]
             x = writer.elementwise("embedding_sum", x, found)
-        return writer.norm("norm", x)[0], x
+        if self.encoder:
+            x = self.encoder.insert(writer, x, features)
+        if self.streams:
+            x = expand(writer, x, self.streams)
+        return (writer.norm("norm", x)[0] if self._normed else x), x
+
+    @property
+    def _normed(self) -> bool:
+        """Whether each layer leaves a normalised input to what follows it."""
+        return self.pre_norm and not self.streams
 
     def _head(self, writer: Writer, x: Tensor) -> None:
+        if self.streams:
+            x = merge(writer, x)
+        if not self._normed:
+            x = writer.norm("norm", x)[0]
         last = writer.build.add(Last(name="last", inputs=(x,)))[0]
         if self.tied:
             table = writer.weight("embedding.weight", "vocab model", "embedding")
@@ -146,10 +263,21 @@ def _body(writer: Writer, group: Group) -> Callable[[Tensor, Tensor], tuple[Tens
 
     def write(x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         for index, layer in enumerate(group.layers):
-            number = index if len(group.layers) > 1 else ""
+            number = f".{index}" if len(group.layers) > 1 else ""
             writer.prefix = f"{group.name}{number}."
             x, residual = layer.write(writer, x, residual)
         writer.prefix = ""
         return x, residual
 
     return write
+
+
+def _choice(absorb: Absorb, phase: str) -> bool | None:
+    """What *absorb* says of *phase*."""
+    if not isinstance(absorb, Mapping):
+        return absorb
+    phases = ("prefill", "decode")
+    for name in absorb:
+        if name not in phases:
+            raise SpecError(f"absorb={dict(absorb)!r}: {name!r} is no phase{nearest(name, phases)}")
+    return absorb.get(phase)

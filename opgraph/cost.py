@@ -7,7 +7,7 @@ from data and is the ideal where there are none. Both price collectives by laten
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,12 +34,14 @@ class Cost:
     limiter : index into `LIMITERS`, an integer or an array of them.
     work : what was asked of the chip.
     algorithm : of a collective, the one chosen (the first point's where sizes are arrays).
+    group_size : chips that take part in it.
     """
 
     time: Number
     limiter: int | NDArray[np.intp]
     work: Work
     algorithm: str = ""
+    group_size: Number = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,15 @@ def cost_model(choice: str | CostModel) -> CostModel:
     return known[choice]
 
 
+def price(operator: Operator, sizes: Sizes, machine: Machine, model: CostModel) -> Cost:
+    """The cost of *operator* by *model*; none where what it is for is absent (zero images)."""
+    found = model.cost(operator, sizes, machine)
+    if not operator.given:
+        return found
+    present = sizes[operator.given] > 0
+    return replace(found, time=where(present, found.time, 0.0), work=found.work * present)
+
+
 def _cost(operator: Operator, sizes: Sizes, machine: Machine, reached: Efficiency) -> Cost:
     if operator.is_view:
         return Cost(0.0, LAUNCH, Work())
@@ -157,7 +168,7 @@ def _collective_cost(
     overhead = where(np.greater(size, 1), reached.overhead, 0.0)
     limiter = where(found.bandwidth_time >= found.latency_time, NETWORK_BANDWIDTH, NETWORK_LATENCY)
     index = int(np.asarray(found.algorithm).flat[0])
-    return Cost(time + overhead, limiter, work, found.names[index])
+    return Cost(time + overhead, limiter, work, found.names[index], size)
 
 
 def _blend(compute: Number, memory: Number, power: float) -> Number:

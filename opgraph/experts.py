@@ -6,10 +6,10 @@ chips, all to all; where every chip has every token, each takes its own rows and
 summed over chips.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,23 +113,19 @@ class GroupedEinsum(Einsum):
         return self.size(sizes, *(dim for dim in self.roles["m"] if dim != self._topk))
 
     def rows(self, sizes: Sizes) -> Number:
-        """Rows on the busiest chip."""
-        parts = self._parts(sizes)
-        return self.size(sizes, *self.roles["m"]) * busiest(
-            sizes[self.experts], sizes["skew"], parts
-        )
+        """Rows on the busiest chip, expected."""
+        mean = self.size(sizes, *self.roles["m"])
+        return mean * imbalance(*self._routing(sizes))
 
     def touched(self, sizes: Sizes) -> Number:
-        """Experts of one chip that at least one row goes to, expected, on the busiest chip."""
-        experts, topk = sizes[self.experts], sizes[self._topk]
-        everywhere = expected_touched(experts, topk, self.tokens(sizes), sizes["skew"])
-        share = everywhere / self._parts(sizes)
-        return (
-            np.minimum(share, self.rows(sizes)) if np.ndim(share) else min(share, self.rows(sizes))
-        )
+        """Experts of the busiest chip that at least one row goes to, expected."""
+        return touched_experts(*self._routing(sizes), self.tokens(sizes))
 
-    def _parts(self, sizes: Sizes) -> Number:
-        return sizes.ways(self.layout.get(self.experts, ()))
+    def _routing(self, sizes: Sizes) -> tuple[int, int, Number, Number]:
+        """Experts, experts per token, skew, and the chips that the experts are dealt out to."""
+        parts = sizes.ways(self.layout.get(self.experts, ()))
+        experts, topk = int(sizes[self.experts]), int(sizes[self._topk])
+        return experts, topk, sizes["skew"], parts
 
     def shape(self, sizes: Sizes) -> dict[str, Number]:
         """``batch m n k`` on one chip: *batch* experts, *m* rows in all."""
@@ -152,38 +148,55 @@ class GroupedEinsum(Einsum):
         return Work(self.flop(sizes), read, shape["m"] * shape["n"] * out)
 
 
-def popularity(experts: int, skew: float) -> NDArray[np.float64]:
-    """Shares of the rows that go to each expert: Zipf's law with exponent *skew* (0: all equal)."""
-    weights = np.arange(1, experts + 1, dtype=float) ** -skew
-    shares: NDArray[np.float64] = weights / weights.sum()
-    return shares
+def popularity(experts: int, topk: int, skew: float) -> NDArray[np.float64]:
+    """The chance of each expert to be among a token's *topk*, most popular first.
 
-
-def expected_touched(experts: Any, topk: Any, tokens: Number, skew: Any) -> Number:
-    """Experts that at least one of *tokens* is routed to, expected.
-
-    Each token chooses expert e with probability pₑ = min(1, topk · shareₑ), tokens independently:
-    Σₑ 1 − (1 − pₑ)^tokens; with equal shares E(1 − (1 − K/E)ᵗ) (LLM-Viewer, Yuan et al. 2024).
+    Proportional to Zipf's law (1/rank^skew; 0: all equal), as far as no chance exceeds 1; what is
+    above goes to the others, so that the chances add up to *topk*.
     """
-    if np.ndim(skew) or skew:
-        return _touched_under_skew(experts, topk, tokens, skew)
-    missed = (1 - topk / experts) ** tokens
-    return experts * (1 - missed)
+    weights = np.arange(1, experts + 1, dtype=float) ** -skew
+    for certain in range(topk):
+        rest = weights[certain:] * (topk - certain) / weights[certain:].sum()
+        if rest[0] <= 1:
+            return np.concatenate([np.ones(certain), rest])
+    return np.concatenate([np.ones(topk), np.zeros(experts - topk)])
 
 
-def _touched_under_skew(experts: Any, topk: Any, tokens: Number, skew: Any) -> Number:
-    chosen = np.minimum(1.0, topk * popularity(int(experts), float(skew)))
-    missed = (1 - chosen) ** np.expand_dims(np.asarray(tokens, float), -1)
-    total = np.sum(1 - missed, axis=-1)
-    return total if np.ndim(tokens) else float(total)
+def touched_experts(experts: int, topk: int, skew: Number, parts: Number, tokens: Number) -> Number:
+    """Experts that at least one of *tokens* is routed to, on the busiest of *parts* chips.
+
+    The expected number. Tokens choose independently: Σₑ 1 − (1 − pₑ)^tokens over the chip's
+    experts; with equal chances E(1 − (1 − K/E)^tokens)/parts (LLM-Viewer, Yuan et al. 2024).
+    Experts are dealt out to the chips in turn, most popular first; so the first chip is the
+    busiest.
+    """
+
+    def touched(exponent: float, chips: float) -> Number:
+        if not exponent:
+            return experts * (1 - (1 - topk / experts) ** tokens) / chips
+        chances = popularity(experts, topk, exponent)[:: int(chips)]
+        return sum(1 - (1 - float(chance)) ** tokens for chance in chances)
+
+    return _by_value(skew, lambda s: _by_value(parts, lambda n: touched(s, n)))
 
 
-def busiest(experts: Any, skew: Any, parts: Number) -> Number:
-    """How many times the mean the busiest of *parts* chips has, experts dealt out in turn."""
-    if not skew or not np.any(np.greater(parts, 1)):
-        return 1.0
-    shares = popularity(int(experts), float(skew))
-    loads = {int(n): float(shares[:: int(n)].sum() * n) for n in np.unique(parts)}
-    if np.ndim(parts):
-        return np.vectorize(loads.__getitem__, otypes=[float])(np.asarray(parts, int))  # type: ignore[no-any-return]
-    return loads[int(parts)]
+def imbalance(experts: int, topk: int, skew: Number, parts: Number) -> Number:
+    """How many times the mean number of rows the busiest of *parts* chips has, expected."""
+
+    def factor(exponent: float, chips: float) -> Number:
+        if not exponent:
+            return 1.0
+        mine = popularity(experts, topk, exponent)[:: int(chips)]
+        return float(mine.sum() * chips / topk)
+
+    return _by_value(skew, lambda s: _by_value(parts, lambda n: factor(s, n)))
+
+
+def _by_value(keys: Number, function: Callable[[float], Number]) -> Number:
+    """*function* of each of *keys*, evaluated once for each distinct value."""
+    if not isinstance(keys, np.ndarray):
+        return function(keys)
+    answer: Number = np.zeros(())
+    for key in np.unique(keys):
+        answer = np.where(keys == key, function(float(key)), answer)
+    return answer

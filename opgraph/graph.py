@@ -5,6 +5,7 @@ Eighty equal layers are one block × 80. What a block hands from one repetition 
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -120,7 +121,11 @@ class Graph:
 
 
 def _repetitions(block: Block, rename: dict[str, str]) -> Iterator[Block]:
-    """The repetitions of *block*; *rename* keeps the latest name of each tensor."""
+    """The repetitions of *block*; *rename* keeps the latest name of each tensor.
+
+    Inside, a carried name is what was handed on; after the block it is again what went in.
+    """
+    before = {entry: rename.get(entry, entry) for entry, _ in block.carried}
     for index in range(block.count):
         prefix = f"{index}." if block.count > 1 else ""
         operators = []
@@ -134,6 +139,7 @@ def _repetitions(block: Block, rename: dict[str, str]) -> Iterator[Block]:
             operators.append(renamed)
         rename |= {entry: rename.get(leave, leave) for entry, leave in block.carried}
         yield Block(prefix + block.name, tuple(operators))
+    rename |= before
 
 
 def _renamed(tensor: Tensor, rename: dict[str, str], prefix: str, block: Block) -> Tensor:
@@ -170,10 +176,12 @@ def _check_pattern(operator: Einsum) -> None:
 
 
 def _check_carried(block: Block, known: dict[str, Tensor]) -> None:
+    made = {tensor.name for operator in block.operators for tensor in operator.outputs}
     for entry, leave in block.carried:
-        for name in (entry, leave):
-            if name not in known:
-                raise GraphError(f"block {block.name!r} carries {name!r}, which nothing makes")
+        if entry not in known:
+            raise GraphError(f"block {block.name!r} carries {entry!r}, which nothing makes")
+        if leave not in made:
+            raise GraphError(f"block {block.name!r} hands on {leave!r}, which it does not make")
         before, after = known[entry], known[leave]
         if (before.dims, before.format) != (after.dims, after.format):
             raise GraphError(f"block {block.name!r} turns {before} into {after}")
@@ -202,6 +210,7 @@ class Builder:
         self._inputs: list[Tensor] = []
         self._blocks: list[Block] = []
         self._pending: list[Operator] = []
+        self._given = ""
 
     def input(self, tensor: Tensor) -> Tensor:
         """Declare a tensor that comes from outside."""
@@ -214,8 +223,15 @@ class Builder:
 
     def add(self, operator: Operator) -> tuple[Tensor, ...]:
         """Append *operator*; its outputs."""
-        self._pending.append(operator)
+        self._pending.append(replace(operator, given=self._given) if self._given else operator)
         return operator.outputs
+
+    @contextmanager
+    def given(self, dim: str) -> Iterator[None]:
+        """What is added within does not run where *dim* is 0; nothing changes if it is empty."""
+        before, self._given = self._given, dim or self._given
+        yield
+        self._given = before
 
     def repeat(
         self, name: str, count: int, body: Callable[..., tuple[Tensor, ...]], *carried: Tensor
@@ -226,9 +242,13 @@ class Builder:
         """
         self._close()
         left = body(*carried)
-        pairs = tuple((a.name, b.name) for a, b in zip(carried, left, strict=True))
+        pairs = tuple(dict.fromkeys((a.name, b.name) for a, b in zip(carried, left, strict=True)))
         self._close(name, count, pairs)
         return left
+
+    def block(self, name: str) -> None:
+        """End a block: what was added since the last one is called *name*."""
+        self._close(name)
 
     def graph(self) -> Graph:
         """The finished graph, checked."""

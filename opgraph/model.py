@@ -4,11 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from hardware import Number
+import numpy as np
+
+from hardware import Number, SpecError
 from opgraph.arithmetic import product
+from opgraph.encoding import Insert
 from opgraph.graph import Graph
 from opgraph.sizes import Sizes
 from opgraph.tensor import Tensor
+
+# a whole number of every group of tokens that a model compresses (DeepSeek-V4: 4 and 128), and
+# no more than any window
+_SPAN = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +28,9 @@ class Model:
     prefill, decode : the graph of a step in each phase; the same object where they are alike.
     numbers : the size of each dimension that is the model's own (``model heads ffn …``).
     family : the architecture it belongs to, a word.
+    attention : the kinds of attention of its layers (``MHA GQA MQA MLA``, ``local``, ``sparse`` …).
+    inactive : dimensions of which a token's step uses only as much as another is large.
+    encodes_prompt : the prompt goes to an encoder; the decoder starts from a single token.
     """
 
     name: str
@@ -31,6 +41,7 @@ class Model:
     family: str = ""
     attention: str = ""
     inactive: Mapping[str, str] = field(default_factory=dict)
+    encodes_prompt: bool = False
 
     @cached_property
     def _sizes(self) -> Sizes:
@@ -60,15 +71,42 @@ class Model:
     def kv_bytes_per_token(self) -> float:
         """Bytes that one more token adds to the KV cache of a sequence, all layers together.
 
-        A cache that is bounded (a sliding window) counts as while it grows.
+        The mean over the first `_SPAN` tokens: a bounded cache (a sliding window) counts as while
+        it grows. A cache that does not grow counts nothing.
         """
-        total = 0.0
-        for tensor, count in self.decode.tensors("cache"):
-            dims = [dim for dim in tensor.dims if dim != "batch" and not dim.startswith("context")]
-            if len(dims) < len(tensor.dims) - 1:
-                width = product(self._sizes[dim] for dim in dims)
-                total += float(width) * tensor.format.nbytes * count
-        return total
+        first, last = (self._cache_bytes(context) for context in (0, _SPAN))
+        return (last - first) / _SPAN
+
+    def _cache_bytes(self, context: int) -> float:
+        sizes = Sizes({**self.numbers, "batch": 1, "context": context}, self.decode.derived)
+        return sum(
+            float(tensor.nbytes(sizes)) * count
+            for tensor, count in self.decode.tensors("cache")
+            if any(dim.partition(".")[0] == "context" for dim in tensor.dims)
+        )
+
+    @cached_property
+    def tokens_per_image(self) -> int:
+        """Tokens of the prompt that an image becomes; 0 where it stays outside of it."""
+        inserts = (op for op, _ in self.prefill.operators if isinstance(op, Insert))
+        found = next(inserts, None)
+        return int(product(self._sizes[d] for d in found.inputs[1].dims[2:-1])) if found else 0
+
+    def check_images(self, images: Number, prompt: Number) -> None:
+        """Refuse images that the model does not take or the prompt has no place for.
+
+        Raises
+        ------
+        SpecError : the model reads no images, or they alone are longer than the prompt.
+        """
+        if np.any(images) and not any(op.given == "images" for op, _ in self.prefill.operators):
+            raise SpecError(f"images={images}: {self.name} reads no images")
+        short = np.greater(images * self.tokens_per_image, prompt)
+        if np.any(short):
+            raise SpecError(
+                f"images={np.max(images)}: each is {self.tokens_per_image} tokens of the prompt of "
+                f"{self.name}, more than the prompt={np.min(prompt)} in all"
+            )
 
     def _active(self, tensor: Tensor) -> Number:
         return product(self._sizes[self.inactive.get(dim, dim)] for dim in tensor.dims)

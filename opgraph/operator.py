@@ -6,140 +6,37 @@ follows from the names of its dimensions; say what it contracts (`contracted`) a
 dimensions it needs whole (`whole`).
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
 
 from hardware import Number
-from opgraph.arithmetic import product, smaller
+from opgraph.attention import Attention
 from opgraph.sizes import Axes, Sizes
 from opgraph.tensor import Format, Tensor, as_format
+from opgraph.work import Operator, Work
+
+__all__ = [
+    "Activation",
+    "Add",
+    "Attention",
+    "Collective",
+    "CollectiveKind",
+    "Einsum",
+    "Elementwise",
+    "Last",
+    "Lookup",
+    "Norm",
+    "Operator",
+    "Quantize",
+    "Rotary",
+    "Sample",
+    "Scale",
+    "View",
+    "Work",
+]
 
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send"]
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What an operator asks of one chip; adds up and scales.
-
-    Attributes
-    ----------
-    flop : floating-point operations (a multiply–add is two).
-    read, written : bytes from and to the chip's memory.
-    sent : bytes of the buffer that a chip brings to a collective.
-    """
-
-    flop: Number = 0
-    read: Number = 0
-    written: Number = 0
-    sent: Number = 0
-
-    def __add__(self, other: "Work") -> "Work":
-        return Work(
-            self.flop + other.flop,
-            self.read + other.read,
-            self.written + other.written,
-            self.sent + other.sent,
-        )
-
-    def __mul__(self, factor: Number) -> "Work":
-        return Work(
-            self.flop * factor, self.read * factor, self.written * factor, self.sent * factor
-        )
-
-    @property
-    def moved(self) -> Number:
-        """Bytes through the chip's memory."""
-        return self.read + self.written
-
-    @property
-    def intensity(self) -> Number:
-        """FLOP per byte of memory traffic."""
-        return self.flop / self.moved
-
-
-@dataclass(frozen=True, kw_only=True)
-class Operator(ABC):
-    """A vertex of the graph: named inputs in, named outputs out.
-
-    *layout* says, in a sharded graph, which axes split each dimension that it runs over.
-
-    What a kind of operator is, besides: the *stream* it runs on and the *unit* that computes it;
-    *whole*: dimensions it needs whole; *linear*: a sum of partial inputs may wait until after it;
-    *in_place*: its outputs take no memory of their own; *is_view*: it costs nothing.
-    """
-
-    name: str
-    inputs: tuple[Tensor, ...]
-    layout: Mapping[str, Axes] = field(default_factory=dict, compare=False, repr=False)
-
-    kind: ClassVar[str]
-    stream: ClassVar[Literal["compute", "communication", "copy"]] = "compute"
-    unit: ClassVar[Literal["matrix", "vector"]] = "vector"
-    whole: ClassVar[frozenset[str]] = frozenset()
-    in_place: ClassVar[bool] = False
-    linear: ClassVar[bool] = False
-    is_view: ClassVar[bool] = False
-
-    @property
-    @abstractmethod
-    def outputs(self) -> tuple[Tensor, ...]:
-        """What comes out; the first is named after the operator."""
-
-    @property
-    def contracted(self) -> frozenset[str]:
-        """Dimensions summed over: where they are split, the result is partial."""
-        return frozenset()
-
-    @property
-    def follows(self) -> Mapping[str, str]:
-        """Dimensions that are split as another one is, whatever they are called."""
-        return {}
-
-    def flop(self, sizes: Sizes) -> Number:
-        """Floating-point operations on one chip."""
-        return 0
-
-    def work(self, sizes: Sizes) -> Work:
-        """What the operator asks of one chip: every input read once, every output written once."""
-        return Work(
-            self.flop(sizes),
-            sum(tensor.nbytes(sizes) for tensor in self.inputs),
-            sum(tensor.nbytes(sizes) for tensor in self.outputs),
-        )
-
-    @property
-    def dtype(self) -> str:
-        """The chip's rate that the arithmetic uses: that of the first input."""
-        given = self.inputs[0].format
-        return given.compute or given.name
-
-    @property
-    def activations(self) -> tuple[Tensor, ...]:
-        """The inputs that other operators produce."""
-        return tuple(tensor for tensor in self.inputs if tensor.role == "activation")
-
-    def size(self, sizes: Sizes, *dims: str) -> Number:
-        """Product of the sizes of *dims* on one chip."""
-        return product(sizes.local(dim, self.layout.get(dim, ())) for dim in dims)
-
-    @property
-    def partial(self) -> Axes:
-        """The axes over whose chips the outputs have still to be summed."""
-        split = [axis for dim in sorted(self.contracted) for axis in self.layout.get(dim, ())]
-        passed = [axis for tensor in self.activations for axis in tensor.partial]
-        return tuple(dict.fromkeys(split + passed))
-
-    def _make(self, name: str, dims: tuple[str, ...], dtype: Format) -> Tensor:
-        return Tensor(name, dims, dtype).laid_out(self.layout, self.partial)
-
-    def __str__(self) -> str:
-        inputs = ", ".join(
-            tensor.name if tensor.role == "activation" else str(tensor) for tensor in self.inputs
-        )
-        return f"{', '.join(map(str, self.outputs))} = {self.kind}({inputs})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,87 +123,6 @@ class Einsum(Operator):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attention(Operator):
-    """Fused softmax(QKᵀ)V with the KV cache: scores stay on the chip (Dao et al. 2022).
-
-    Inputs are queries, new keys, new values and the caches. Each key and value is read once per
-    KV head: the new ones as they come, the older ones from the cache, to which the new ones are
-    written. A query attends to the positions up to its own (*causal*), to the last *window* of
-    them if a window is named.
-    """
-
-    causal: bool = True
-    window: str | None = None
-
-    kind = "attention"
-    unit = "matrix"
-    whole = frozenset({"context"})
-
-    @cached_property
-    def outputs(self) -> tuple[Tensor, ...]:
-        query, _, value, *_ = self.inputs
-        return (self._make(self.name, (*query.dims[:-1], value.dims[-1]), query.format),)
-
-    def pairs(self, sizes: Sizes) -> Number:
-        """Query–key pairs of one sequence and head: ``seq × context`` less what is masked."""
-        seq, context = self.size(sizes, "seq"), self.size(sizes, "context")
-        if not self.causal:
-            return seq * context
-        return self._visible(sizes, context) - self._visible(sizes, context - seq)
-
-    def keys(self, sizes: Sizes) -> Number:
-        """Positions of which at least one query needs the key."""
-        seq, context = self.size(sizes, "seq"), self.size(sizes, "context")
-        if self.window is None:
-            return context
-        return smaller(context, seq + sizes[self.window] - 1)
-
-    def _visible(self, sizes: Sizes, length: Number) -> Number:
-        """Σ min(i, window) for i = 1 … length."""
-        near = length if self.window is None else smaller(length, sizes[self.window])
-        return near * (near + 1) / 2 + (length - near) * near
-
-    def shape(self, sizes: Sizes) -> dict[str, Number]:
-        """``batch seq context heads kv_heads head_dim value_dim pairs keys`` on one chip."""
-        query, key, value, *_ = self.inputs
-        heads, head_dim = query.dims[-2:]
-        return {
-            "batch": self.size(sizes, *query.dims[:-3]),
-            "seq": self.size(sizes, "seq"),
-            "context": self.size(sizes, "context"),
-            "heads": self.size(sizes, heads),
-            "kv_heads": self.size(sizes, key.dims[-2]),
-            "head_dim": self.size(sizes, head_dim),
-            "value_dim": self.size(sizes, value.dims[-1]),
-            "pairs": self.pairs(sizes),
-            "keys": self.keys(sizes),
-        }
-
-    def flop(self, sizes: Sizes) -> Number:
-        query, _, value, *_ = self.inputs
-        rows = self.size(sizes, *query.dims[:-3], query.dims[-2])
-        width = self.size(sizes, query.dims[-1]) + self.size(sizes, value.dims[-1])
-        return 2 * rows * self.pairs(sizes) * width
-
-    def work(self, sizes: Sizes) -> Work:
-        seq = self.size(sizes, "seq")
-        fresh = sum(tensor.nbytes(sizes) for tensor in self.activations)
-        position = sum(
-            product(
-                sizes.local(dim, axes)
-                for dim, axes in cache.layout.items()
-                if not dim.startswith("context")
-            )
-            * cache.format.nbytes
-            for cache in self.inputs
-            if cache.role == "cache"
-        )
-        old = self.keys(sizes) - seq
-        written = self.outputs[0].nbytes(sizes) + position * seq
-        return Work(self.flop(sizes), fresh + position * old, written)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Elementwise(Operator):
     """*flop_per_element* on each element of the result: activations, sums, soft-caps.
 
@@ -326,6 +142,38 @@ class Elementwise(Operator):
 
     def flop(self, sizes: Sizes) -> Number:
         return self.flop_per_element * self.outputs[0].numel(sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Add(Elementwise):
+    """The sum of the inputs; partial sums may wait until after it."""
+
+    linear = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale(Elementwise):
+    """The first input times the others, which are whole; partial sums may wait until after it."""
+
+    linear = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantize(Operator):
+    """Find each group's scale and round to a narrower format."""
+
+    dtype_out: str | Format
+
+    kind = "quantize"
+    # absolute value, maximum, quotient
+    FLOP_PER_ELEMENT: ClassVar[int] = 3
+
+    @cached_property
+    def outputs(self) -> tuple[Tensor, ...]:
+        return (self._make(self.name, self.inputs[0].dims, as_format(self.dtype_out)),)
+
+    def flop(self, sizes: Sizes) -> Number:
+        return self.FLOP_PER_ELEMENT * self.inputs[0].numel(sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,7 +209,12 @@ class Norm(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Rotary(Operator):
-    """Rotary position embedding of queries and keys, in place (Su et al. 2021)."""
+    """Rotary position embedding of queries and keys, in place (Su et al. 2021).
+
+    *share* is the part of each head that turns; the rest is not touched.
+    """
+
+    share: float = 1.0
 
     kind = "rotary"
     in_place = True
@@ -377,7 +230,12 @@ class Rotary(Operator):
         )
 
     def flop(self, sizes: Sizes) -> Number:
-        return self.FLOP_PER_ELEMENT * sum(tensor.numel(sizes) for tensor in self.inputs)
+        turned = sum(tensor.numel(sizes) for tensor in self.inputs)
+        return self.FLOP_PER_ELEMENT * self.share * turned
+
+    def work(self, sizes: Sizes) -> Work:
+        nbytes = self.share * sum(tensor.nbytes(sizes) for tensor in self.inputs)
+        return Work(self.flop(sizes), nbytes, nbytes)
 
 
 @dataclass(frozen=True, kw_only=True)

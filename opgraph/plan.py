@@ -18,6 +18,13 @@ SPLITS: dict[str, Split] = {
     "kv_heads": Split(("tp",), "replicate"),
     "ffn": Split(("tp",)),
     "vocab": Split(("tp",), "pad"),
+    # channels and heads of a recurrence are independent of each other, like those of attention;
+    # a group's keys serve several heads, like KV heads (Dao & Gu 2024, section 8.1)
+    "inner": Split(("tp",)),
+    "ssm_heads": Split(("tp",)),
+    "groups": Split(("tp",), "replicate"),
+    # a token's rows are where their experts are: `GroupedEinsum.follows`
+    "topk": Split((), "share"),
 }
 
 
@@ -90,7 +97,7 @@ class Plan:
             )
         for dim, whole in numbers.items():
             rule = SPLITS.get(dim.partition(".")[0])
-            if rule and rule.uneven != "pad":
+            if rule and rule.uneven not in ("pad", "share"):
                 self._check_divides(dim, whole, rule)
 
     def _check_divides(self, dim: str, whole: Number, rule: Split) -> None:

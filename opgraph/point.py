@@ -44,9 +44,17 @@ class Point:
         """All sizes of a step that ends with *context* tokens in each sequence.
 
         Prefill and decode are the same step: one brings the whole prompt, the other one token.
+        Where an encoder reads the prompt (``source``), the decoder's own sequence starts after it
+        from one token.
         """
         seq = self.workload.prompt if phase == "prefill" else 1
-        step = {"batch": self.workload.batch, "seq": seq, "context": context}
+        work = self.workload
+        step = {"batch": work.batch, "images": work.images, "skew": work.skew}
+        if self.model.encodes_prompt:
+            own = context - self.workload.prompt + 1
+            step |= {"source": self.workload.prompt, "seq": 1, "context": own}
+        else:
+            step |= {"seq": seq, "context": context}
         return self.plan.bind({**self.model.numbers, **step}, getattr(self.model, phase).derived)
 
     def step_time(self, phase: Phase, context: Number) -> Number:

@@ -6,7 +6,7 @@ repetition only shifts everything by the same time. From there on each repetitio
 rest is that shift times the repetitions left: the result is exact. Times may be arrays.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -20,6 +20,8 @@ from opgraph.graph import Block, Graph
 Source = int | str
 """What a task waits for: an earlier task of the loop, or an entry of the state."""
 
+# the entry of the state for the begin of the step: when what comes from outside is there
+_BEGIN = "begin"
 # rounding of a repetition's few dozen sums and maxima, in units of its length
 _ROUNDING = 64 * np.finfo(float).eps
 
@@ -36,16 +38,15 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """*tasks* in program order, *count* times; *carried* names are handed on."""
+    """*tasks* in program order, *count* times; *carried* names are handed on.
+
+    *earlier*: the names that loops before it make.
+    """
 
     tasks: tuple[Task, ...]
     count: int = 1
     carried: tuple[tuple[str, str], ...] = ()
-
-    def reverse(self) -> "Loop":
-        """The loop seen from its end."""
-        tasks = tuple(Task(t.name, t.stream, t.makes, t.reads) for t in reversed(self.tasks))
-        return Loop(tasks, self.count, tuple((leave, entry) for entry, leave in self.carried))
+    earlier: frozenset[str] = frozenset()
 
     @cached_property
     def makers(self) -> dict[str, tuple[int, ...]]:
@@ -65,13 +66,13 @@ class Loop:
         """For each task what it waits for, less what something it waits for has waited for."""
         before: list[set[Source]] = []
         kept: list[tuple[Source, ...]] = []
-        entries = {entry for entry, _ in self.carried}
+        outside = self.earlier | {entry for entry, _ in self.carried}
         for index, task in enumerate(self.tasks):
             direct: set[Source] = set()
             for name in task.reads:
                 made = {maker for maker in self.makers.get(name, ()) if maker < index}
                 direct |= made
-                if not made or name in entries:
+                if not made or name in outside:
                     direct.add(f"tensor {name}")
             if task.stream is not None:
                 earlier = [i for i in range(index) if self.tasks[i].stream == task.stream]
@@ -80,6 +81,17 @@ class Loop:
             before.append(direct | indirect)
             kept.append(tuple(sorted(direct - indirect, key=str)))
         return tuple(kept)
+
+    @cached_property
+    def still(self) -> frozenset[int]:
+        """The tasks that each repetition finds as the first did: on no stream, of what is outside."""
+        entries = {entry for entry, _ in self.carried}
+        found: set[int] = set()
+        for index, task in enumerate(self.tasks):
+            makers = {i for name in task.reads for i in self.makers.get(name, ()) if i < index}
+            if task.stream is None and makers <= found and not entries & {*task.reads}:
+                found.add(index)
+        return frozenset(found)
 
     @cached_property
     def steady_keys(self) -> tuple[str, ...]:
@@ -137,7 +149,15 @@ class Program:
     @cached_property
     def reverse(self) -> "Program":
         """The program from its end: schedules how long it still takes after each task."""
-        return Program(tuple(loop.reverse() for loop in reversed(self.loops)))
+        loops = []
+        made: set[str] = set()
+        for loop in reversed(self.loops):
+            # what a task reads is, from the end, what it makes; a name may have many makers
+            tasks = tuple(Task(t.name, t.stream, t.makes, t.reads) for t in reversed(loop.tasks))
+            carried = tuple((leave, entry) for entry, leave in loop.carried)
+            loops.append(Loop(tasks, loop.count, carried, frozenset(made)))
+            made |= {name for task in tasks for name in task.makes}
+        return Program(tuple(loops))
 
     @cached_property
     def live(self) -> tuple[frozenset[str], ...]:
@@ -176,13 +196,17 @@ def schedule(steps: Program, times: Mapping[str, Number]) -> Schedule:
     -------
     Schedule : with the start and end of every task, and the makespan.
     """
-    state: dict[str, Any] = {}
+    state: dict[str, Any] = {_BEGIN: 0.0}
     base: Any = 0.0
     done = []
     for loop, live in zip(steps.loops, steps.live, strict=True):
         durations = [times[task.name] for task in loop.tasks]
         runs = []
         shift: Any = 0.0
+        # inside a loop a carried name is what was handed on; after it, what went in
+        entries = {entry for entry, _ in loop.carried}
+        for entry in entries:
+            state[f"outer {entry}"] = state.get(f"tensor {entry}", state[_BEGIN])
         for run, after, shift in _repetitions(loop, durations, state, live):
             runs.append(Run(base, *run))
             base = base + shift
@@ -193,10 +217,14 @@ def schedule(steps: Program, times: Mapping[str, Number]) -> Schedule:
         left = loop.count - len(runs)
         if left:
             base = base + left * shift
-            state = {
-                key: value if key in loop.steady_keys else value - left * shift
-                for key, value in state.items()
-            }
+            older = {key: value - left * shift for key, value in state.items()}
+            steady = {key: state[key] for key in loop.steady_keys}
+            ends = [
+                end - left * shift if index in loop.still else end
+                for index, end in enumerate(runs[-1].ends)
+            ]
+            state = _latest(older, _made(loop, ends, shift, live)) | steady
+        state |= {f"tensor {entry}": state.pop(f"outer {entry}") for entry in entries}
         done.append(LoopRun(runs, shift, loop.count))
     return Schedule(done, base)
 
@@ -214,9 +242,9 @@ def _repetitions(
         for waits, duration in zip(loop.waits, durations, strict=True):
             start: Any = None
             for source in waits:
-                when = ends[source] if isinstance(source, int) else state.get(source, 0.0)
+                when = ends[source] if isinstance(source, int) else state.get(source, state[_BEGIN])
                 start = when if start is None else larger(start, when)
-            starts.append(0.0 if start is None else start)
+            starts.append(state[_BEGIN] if start is None else start)
             ends.append(starts[-1] + duration)
         shift: Any = 0.0
         for index in loop.last.values():
@@ -228,34 +256,49 @@ def _repetitions(
 def _after(
     loop: Loop, state: dict[str, Any], ends: list[Any], shift: Any, live: frozenset[str]
 ) -> dict[str, Any]:
-    after = {key: value - shift for key, value in state.items()}
+    made = _latest({}, _made(loop, ends, shift, live))
+    after = _latest({key: value - shift for key, value in state.items()}, made.items())
     for stream, index in loop.last.items():
         after[f"stream {stream}"] = ends[index] - shift
-    for name in live & loop.makers.keys():
+    handed = (
+        (f"tensor {entry}", made.get(f"tensor {leave}", after[_BEGIN]))
+        for entry, leave in loop.carried
+    )
+    return after | _latest({}, handed)
+
+
+def _made(
+    loop: Loop, ends: Sequence[Any], shift: Any, live: frozenset[str]
+) -> Iterator[tuple[str, Any]]:
+    """When a repetition's makers of each live tensor are done, after *shift*."""
+    for name in sorted(live & loop.makers.keys()):
         for index in loop.makers[name]:
-            end = ends[index] - shift
-            key = f"tensor {name}"
-            after[key] = larger(after[key], end) if key in after else end
-    for entry, leave in loop.carried:
-        if f"tensor {leave}" in after:
-            after[f"tensor {entry}"] = after[f"tensor {leave}"]
-    return after
+            yield f"tensor {name}", ends[index] - shift
+
+
+def _latest(state: dict[str, Any], made: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The state with each entry as late as the latest of what made it."""
+    for key, end in made:
+        state[key] = larger(state[key], end) if key in state else end
+    return state
 
 
 def _is_steady(loop: Loop, before: dict[str, Any], after: dict[str, Any], shift: Any) -> bool:
-    """Whether the next repetition will only shift: the state is as it was, and nothing older
-    than the streams' own ends can still be waited for.
+    """Whether the next repetition will only shift.
+
+    The state is as it was, and what is outside the loop was there before any stream was free, so
+    that it delayed nothing in this repetition, nor will later.
     """
     for key in loop.steady_keys:
-        drift = after.get(key, 0.0) - before.get(key, 0.0)
+        drift = after[key] - before.get(key, before[_BEGIN])
         if not _all(abs(drift) <= _ROUNDING * shift):
             return False
-    latest = [after[f"stream {stream}"] for stream in loop.last]
-    outside = {w for waits in loop.waits for w in waits if isinstance(w, str)}
+    free = [before.get(f"stream {stream}", before[_BEGIN]) for stream in loop.last]
+    outside = {key for waits in loop.waits for key in waits if isinstance(key, str)}
     return all(
-        _all(after.get(key, 0.0) <= end) or key in loop.steady_keys
-        for key in outside
-        for end in latest
+        _all(before.get(key, before[_BEGIN]) <= end)
+        for key in outside - {*loop.steady_keys}
+        for end in free
     )
 
 

@@ -1,7 +1,7 @@
 """Simulate: a model on a platform under a plan and a workload."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,15 @@ from opgraph.report import Report
 from opgraph.workload import Workload
 
 
+class Modelled(Protocol):
+    """A description that becomes a model: a `frontends.Decoder`, a `frontends.Transformer`."""
+
+    def to_model(self) -> Model:
+        """The model."""
+
+
 def simulate(
-    model: Model,
+    model: Model | Modelled,
     platform: Platform,
     plan: Plan | None = None,
     workload: Workload | None = None,
@@ -28,7 +35,8 @@ def simulate(
 
     Parameters
     ----------
-    model, platform : from `frontends.load_model` and `hardware.load_platform`.
+    model, platform : from `frontends.load_model` and `hardware.load_platform`; a model may also
+        be anything that becomes one, such as a `frontends.Transformer`.
     plan : how the model is spread over chips; one chip if not given.
     workload : batch, prompt and output; `Workload()` if not given.
     cost : the cost model, or its name: ``ideal`` (roofline) or ``calibrated``.
@@ -38,10 +46,13 @@ def simulate(
 
     Raises
     ------
-    SpecError : a plan that the platform or the model's dimensions do not allow.
+    SpecError : a plan that the platform or the model's dimensions do not allow, or images that
+        the model does not take or the prompt has no place for.
     """
+    model = model if isinstance(model, Model) else model.to_model()
     point = Point(model, platform, plan or Plan(), workload or Workload(), cost_model(cost))
     point.plan.check(model.numbers, platform.num_chips, platform.name)
+    model.check_images(point.workload.images, point.workload.prompt)
     return Report(
         point=point,
         ttft=_evaluate(point, lambda part: part.step_time("prefill", part.workload.prompt)),
@@ -80,11 +91,11 @@ def mean_step_time(point: Point, first: Number, last: Number) -> Number:
     contexts = np.stack(np.broadcast_arrays(low, (low + high) / 2, high))
     times = np.broadcast_to(point.step_time("decode", contexts), (3, *point.shape))
     straight = _is_straight(times, point.cost.tolerance)
-    mean = times[1].copy()
+    mean = np.array(times[1])
     if not np.all(straight):
         bent = np.nonzero(~straight.ravel())[0]
         bounds = (np.broadcast_to(bound, point.shape).ravel()[bent] for bound in (low, high))
-        mean.ravel()[bent] = _mean_by_halves(point, bent, *bounds)
+        mean.flat[bent] = _mean_by_halves(point, bent, *bounds)
     return mean if point.shape else float(mean)
 
 

@@ -81,11 +81,12 @@ class Split:
 
     *axes* are the plan's axes that divide it. Where it does not divide evenly, *uneven* says
     what happens: ``error`` (the plan is refused), ``replicate`` (each chip keeps at least one:
-    KV heads), ``pad`` (the largest part is priced: the vocabulary, the batch).
+    KV heads), ``pad`` (the largest part is priced: the vocabulary, the batch), ``share`` (each
+    chip has its part on average: a token's experts).
     """
 
     axes: Axes
-    uneven: Literal["error", "replicate", "pad"] = "error"
+    uneven: Literal["error", "replicate", "pad", "share"] = "error"
 
 
 @dataclass(frozen=True)
@@ -150,5 +151,7 @@ class Sizes:
         rule, ways = self.splits[dim.partition(".")[0]], self.ways(axes)
         if rule.uneven == "pad":
             return -(-whole // ways)
+        if rule.uneven == "share":
+            return whole / ways
         part = whole // ways if isinstance(whole, int) and isinstance(ways, int) else whole / ways
         return larger(part, 1) if rule.uneven == "replicate" else part

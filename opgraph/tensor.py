@@ -55,7 +55,8 @@ class Format:
 
 
 # Block formats: OCP Microscaling Formats (MX) v1.0, 2023 (32 elements, one 8-bit scale);
-# NVFP4 (16 elements, one FP8 scale): NVIDIA Blackwell architecture brief, 2024.
+# NVFP4 (16 elements, one FP8 scale): NVIDIA Blackwell architecture brief, 2024. FP8 with an fp32
+# scale per 128 × 128 weights and per 128 activations: DeepSeek-V3 report, 2024, section 3.3.2.
 FORMATS: dict[str, Format] = {
     **{name: Format(32, name=name) for name in ("fp32", "int32")},
     "tf32": Format(32, name="tf32"),
@@ -63,6 +64,8 @@ FORMATS: dict[str, Format] = {
     **{name: Format(8, name=name) for name in ("fp8", "int8")},
     **{name: Format(4, name=name) for name in ("fp4", "int4")},
     "int3": Format(3, name="int3", compute="int4"),
+    "fp8-block": Format(8, 128 * 128, 32, name="fp8-block", compute="fp8"),
+    "fp8-row": Format(8, 128, 32, name="fp8-row", compute="fp8"),
     "mxfp8": Format(8, 32, 8, name="mxfp8", compute="fp8"),
     "mxfp6": Format(6, 32, 8, name="mxfp6", compute="fp6"),
     "mxfp4": Format(4, 32, 8, name="mxfp4", compute="fp4"),

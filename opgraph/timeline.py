@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hardware import Number, SpecError
 from opgraph.arithmetic import smaller, where
-from opgraph.cost import LIMITERS, Cost, CostModel, Machine
+from opgraph.cost import LIMITERS, Cost, CostModel, Machine, price
 from opgraph.graph import Graph
 from opgraph.operator import Work
 from opgraph.schedule import LoopRun, Schedule, program, schedule
@@ -40,7 +40,7 @@ class Event:
     limiter : what limits it (a name of `cost.LIMITERS`, or indices where sizes are arrays).
     slack : seconds that it could take longer without the step taking longer.
     work : flop and bytes of one execution on one chip.
-    algorithm : of a collective.
+    algorithm, group_size : of a collective.
     """
 
     name: str
@@ -53,7 +53,13 @@ class Event:
     slack: Number = 0.0
     work: Work = field(default_factory=Work)
     algorithm: str = ""
+    group_size: Number = 1
     count: int = 1
+
+    @property
+    def is_critical(self) -> bool:
+        """Whether the step would take longer if this did."""
+        return not np.any(self.slack)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +115,7 @@ class Timeline:
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary per operator: the keys of ``--json`` and the columns of `to_frame`."""
-        self._need_one_point("rows")
+        self.need_one_point("rows")
         return [_row(event, self.time) for event in self.events]
 
     def to_frame(self) -> "pd.DataFrame":
@@ -130,7 +136,7 @@ class Timeline:
 
     def unroll(self) -> "Timeline":
         """The same timeline with every repetition as an event of its own, by start."""
-        self._need_one_point("unroll")
+        self.need_one_point("unroll")
         events = [
             replace(
                 event,
@@ -161,7 +167,13 @@ class Timeline:
 
         trace.save(path, [self])
 
-    def _need_one_point(self, what: str) -> None:
+    def need_one_point(self, what: str) -> None:
+        """Refuse *what* for a timeline of many design points.
+
+        Raises
+        ------
+        SpecError : it holds more than one.
+        """
         if np.ndim(self.time):
             raise SpecError(
                 f"{what}: this timeline holds {np.size(self.time)} design points; "
@@ -171,15 +183,15 @@ class Timeline:
 
 def predict(name: str, graph: Graph, sizes: Sizes, machine: Machine, model: CostModel) -> Timeline:
     """The timeline of one step of the sharded *graph*, priced by *model*."""
-    costs = {op.name: model.cost(op, sizes, machine) for op, _ in graph.operators}
+    costs = {op.name: price(op, sizes, machine, model) for op, _ in graph.operators}
     times = {name: cost.time for name, cost in costs.items()}
     forward = schedule(program(graph), times)
     slack = _slack(graph, forward, schedule(program(graph).reverse, times))
     events = tuple(
-        _event(operator.name, graph, costs[operator.name], loop, index, slack)
+        _event(operator.name, graph, costs[operator.name], loop, index, slack[operator.name])
         for loop, block in zip(forward.loops, graph.blocks, strict=True)
         for index, operator in enumerate(block.operators)
-        if not operator.is_view
+        if not operator.is_view and (not operator.given or np.any(sizes[operator.given]))
     )
     chip = machine.platform.chip
     source = {"chip": chip.name, "cost": model.name}
@@ -188,22 +200,30 @@ def predict(name: str, graph: Graph, sizes: Sizes, machine: Machine, model: Cost
 
 def step_time(graph: Graph, sizes: Sizes, machine: Machine, model: CostModel) -> Number:
     """Seconds of one step of the sharded *graph*: the makespan alone."""
-    times = {op.name: model.cost(op, sizes, machine).time for op, _ in graph.operators}
+    times = {op.name: price(op, sizes, machine, model).time for op, _ in graph.operators}
     return schedule(program(graph), times).makespan
 
 
-def _event(
-    name: str, graph: Graph, cost: Cost, loop: LoopRun, index: int, slack: Mapping[str, Number]
-) -> Event:
+def _event(name: str, graph: Graph, cost: Cost, loop: LoopRun, index: int, slack: Number) -> Event:
     node = graph.nx.nodes[name]
     operator = node["operator"]
     repetitions = 1 if np.ndim(cost.time) else loop.count
     starts = np.stack([np.asarray(loop.start(index, i), float) for i in range(repetitions)])
     limiter = cost.limiter if np.ndim(cost.limiter) else LIMITERS[int(cost.limiter)]
     return Event(
-        name, operator.kind, cost.time, starts, node["block"], operator.stream, limiter,
-        slack[name], cost.work, cost.algorithm, loop.count,
-    )  # fmt: skip
+        name=name,
+        kind=operator.kind,
+        time=cost.time,
+        starts=starts,
+        block=node["block"],
+        stream=operator.stream,
+        limiter=limiter,
+        slack=slack,
+        work=cost.work,
+        algorithm=cost.algorithm,
+        group_size=cost.group_size,
+        count=loop.count,
+    )
 
 
 def _slack(graph: Graph, forward: Schedule, backward: Schedule) -> dict[str, Number]:

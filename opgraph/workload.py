@@ -9,31 +9,41 @@ from hardware import Number, SpecError
 
 # 2**40: no sequence, batch or prompt of a real service comes near, and products stay exact floats
 LARGEST = 2**40
+# Zipf's exponent: at 4 the second expert has a sixteenth of the first one's tokens
+MOST_SKEW = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A batch of equal sequences. Each number is an integer ≥ 1 or an array of them.
+    """A batch of equal sequences. Each number may be an array.
+
+    Numbers are whole and ≥ 1 (*images*: ≥ 0); *skew* is any from 0 to 4.
 
     Parameters
     ----------
     batch : sequences in flight on the whole platform.
-    prompt : tokens of each prompt.
+    prompt : tokens of each prompt; those that its images become are among them.
     output : tokens generated for each.
+    images : images in each prompt, of a size that the model says.
+    skew : how unequally tokens choose experts: the exponent of Zipf's law (0: all alike).
 
     Raises
     ------
-    SpecError : a number that is not a whole number from 1 to 2⁴⁰.
+    SpecError : a number that is not a whole number from 1 (*images*: 0) to 2⁴⁰; a *skew* out of
+        its range.
     """
 
     batch: Number = 1
     prompt: Number = 2048
     output: Number = 256
+    images: Number = 0
+    skew: Number = 0.0
 
     def __post_init__(self) -> None:
         for entry in fields(self):
             value = getattr(self, entry.name)
-            object.__setattr__(self, entry.name, _checked(entry.name, value))
+            checked = _checked_skew(value) if entry.name == "skew" else _checked(entry.name, value)
+            object.__setattr__(self, entry.name, checked)
 
     @property
     def context(self) -> Number:
@@ -42,17 +52,27 @@ class Workload:
 
 
 def _checked(name: str, value: Any) -> Number:
+    least = 0 if name == "images" else 1
     if isinstance(value, np.ndarray) and value.dtype.kind in "iuf" and value.size:
         whole = value.astype(float)
-        if np.all((whole >= 1) & (whole <= LARGEST) & (whole == np.floor(whole))):
+        right = (whole >= least) & (whole <= LARGEST) & (whole == np.floor(whole))
+        if np.all(right):
             return whole
-        wrong: Any = whole[~((whole >= 1) & (whole <= LARGEST) & (whole == np.floor(whole)))].flat[
-            0
-        ]
+        wrong: Any = float(whole[~right].flat[0])
     elif isinstance(value, int | np.integer) and not isinstance(value, bool):
-        if 1 <= value <= LARGEST:
+        if least <= value <= LARGEST:
             return int(value)
         wrong = value
     else:
         wrong = value
-    raise SpecError(f"{name}={wrong!r}: must be a whole number from 1 to {LARGEST}")
+    raise SpecError(f"{name}={wrong!r}: must be a whole number from {least} to {LARGEST}")
+
+
+def _checked_skew(value: Any) -> Number:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iuf" and value.size:
+        skew: Number = value.astype(float)
+        if np.all((skew >= 0) & (skew <= MOST_SKEW)):
+            return skew
+    elif isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST_SKEW:
+        return float(value)
+    raise SpecError(f"skew={value!r}: must be a number from 0 (all experts alike) to {MOST_SKEW}")

@@ -396,7 +396,7 @@ BAD_COUNTS = {
     "h100-sxm:8:2": "is not a name",
     "groq-rack:2": "groq-rack has no scale_out link",
     "h100-sxm": "'h100-sxm' is a chip; write 'h100-sxm:8'",
-    "h100": "did you mean 'dgx-h100'?",
+    "h100": "did you mean 'dgx-h100'",
 }
 
 

@@ -1,0 +1,135 @@
+"""What an operator is: a vertex of the graph, and the work that it asks of a chip."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from hardware import Number
+from opgraph.arithmetic import product
+from opgraph.sizes import Axes, Sizes
+from opgraph.tensor import Format, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What an operator asks of one chip; adds up and scales.
+
+    Attributes
+    ----------
+    flop : floating-point operations (a multiply–add is two).
+    read, written : bytes from and to the chip's memory.
+    sent : bytes of the buffer that a chip brings to a collective.
+    """
+
+    flop: Number = 0
+    read: Number = 0
+    written: Number = 0
+    sent: Number = 0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            self.flop + other.flop,
+            self.read + other.read,
+            self.written + other.written,
+            self.sent + other.sent,
+        )
+
+    def __mul__(self, factor: Number) -> "Work":
+        return Work(
+            self.flop * factor, self.read * factor, self.written * factor, self.sent * factor
+        )
+
+    @property
+    def moved(self) -> Number:
+        """Bytes through the chip's memory."""
+        return self.read + self.written
+
+    @property
+    def intensity(self) -> Number:
+        """FLOP per byte of memory traffic."""
+        return self.flop / self.moved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator(ABC):
+    """A vertex of the graph: named inputs in, named outputs out.
+
+    *layout* says, in a sharded graph, which axes split each dimension that it runs over; *given*
+    names a dimension without which the operator does not run: where it is 0, it takes no time.
+
+    What a kind of operator is, besides: the *stream* it runs on and the *unit* that computes it;
+    *whole*: dimensions it needs whole; *linear*: a sum of partial inputs may wait until after it;
+    *in_place*: its outputs take no memory of their own; *is_view*: it costs nothing.
+    """
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    layout: Mapping[str, Axes] = field(default_factory=dict, compare=False, repr=False)
+    given: str = ""
+
+    kind: ClassVar[str]
+    stream: ClassVar[Literal["compute", "communication", "copy"]] = "compute"
+    unit: ClassVar[Literal["matrix", "vector"]] = "vector"
+    whole: ClassVar[frozenset[str]] = frozenset()
+    in_place: ClassVar[bool] = False
+    linear: ClassVar[bool] = False
+    is_view: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What comes out; the first is named after the operator."""
+
+    @property
+    def contracted(self) -> frozenset[str]:
+        """Dimensions summed over: where they are split, the result is partial."""
+        return frozenset()
+
+    @property
+    def follows(self) -> Mapping[str, str]:
+        """Dimensions that are split as another one is, whatever they are called."""
+        return {}
+
+    def flop(self, sizes: Sizes) -> Number:
+        """Floating-point operations on one chip."""
+        return 0
+
+    def work(self, sizes: Sizes) -> Work:
+        """What the operator asks of one chip: every input read once, every output written once."""
+        return Work(
+            self.flop(sizes),
+            sum(tensor.nbytes(sizes) for tensor in self.inputs),
+            sum(tensor.nbytes(sizes) for tensor in self.outputs),
+        )
+
+    @property
+    def dtype(self) -> str:
+        """The chip's rate that the arithmetic uses: that of the first input."""
+        given = self.inputs[0].format
+        return given.compute or given.name
+
+    @property
+    def activations(self) -> tuple[Tensor, ...]:
+        """The inputs that other operators produce."""
+        return tuple(tensor for tensor in self.inputs if tensor.role == "activation")
+
+    def size(self, sizes: Sizes, *dims: str) -> Number:
+        """Product of the sizes of *dims* on one chip."""
+        return product(sizes.local(dim, self.layout.get(dim, ())) for dim in dims)
+
+    @property
+    def partial(self) -> Axes:
+        """The axes over whose chips the outputs have still to be summed."""
+        split = [axis for dim in sorted(self.contracted) for axis in self.layout.get(dim, ())]
+        passed = [axis for tensor in self.activations for axis in tensor.partial]
+        return tuple(dict.fromkeys(split + passed))
+
+    def _make(self, name: str, dims: tuple[str, ...], dtype: Format) -> Tensor:
+        return Tensor(name, dims, dtype).laid_out(self.layout, self.partial)
+
+    def __str__(self) -> str:
+        inputs = ", ".join(
+            tensor.name if tensor.role == "activation" else str(tensor) for tensor in self.inputs
+        )
+        return f"{', '.join(map(str, self.outputs))} = {self.kind}({inputs})"
