@@ -39,7 +39,7 @@ class Attention(Operator):
         """Query–key pairs of one sequence and head: ``seq × context`` less what is masked."""
         seq, context = self.size(sizes, "seq"), self.size(sizes, "context")
         if not self.causal:
-            return seq * context
+            return seq * self.keys(sizes)
         return self._visible(sizes, context) - self._visible(sizes, context - seq)
 
     def keys(self, sizes: Sizes) -> Number:

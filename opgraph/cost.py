@@ -21,6 +21,8 @@ from opgraph.plan import Plan
 from opgraph.sizes import Sizes
 
 COMPUTE, MEMORY, LAUNCH, NETWORK_BANDWIDTH, NETWORK_LATENCY = range(5)
+# a conversion and a product with the scale for each weight that is stored narrower than it is used
+UNPACK_FLOP = 2
 LIMITERS = ("compute", "memory", "launch", "network bandwidth", "network latency")
 
 
@@ -149,6 +151,8 @@ def _cost(operator: Operator, sizes: Sizes, machine: Machine, reached: Efficienc
     work, chip = operator.work(sizes), machine.platform.chip
     peak = chip.peak(operator.dtype) if operator.unit == "matrix" else chip.vector
     compute = work.flop / (peak * reached.compute)
+    if isinstance(work.unpacked, np.ndarray) or work.unpacked:
+        compute = larger(compute, work.unpacked * UNPACK_FLOP / chip.vector)
     memory = work.moved / (chip.memory_bandwidth * reached.memory)
     busy = _blend(compute, memory, reached.blend)
     limiter: Any = where(compute >= memory, COMPUTE, MEMORY)

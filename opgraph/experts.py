@@ -57,7 +57,10 @@ class Combine(Operator):
     """Add up each token's results, weighted. Inputs: rows, routes."""
 
     kind = "combine"
-    linear = True
+
+    @property
+    def summands(self) -> tuple[Tensor, ...]:
+        return self.inputs[:1]
 
     @cached_property
     def outputs(self) -> tuple[Tensor, ...]:
@@ -145,7 +148,9 @@ class GroupedEinsum(Einsum):
             for index, tensor in enumerate(self.inputs[1:])
         )
         read = shape["m"] * shape["k"] * rows + weights
-        return Work(self.flop(sizes), read, shape["m"] * shape["n"] * out)
+        unpacked = shape["batch"] * shape["n"] * shape["k"] if self.unpacks else 0
+        written = shape["m"] * shape["n"] * out
+        return Work(self.flop(sizes), read, written, unpacked=unpacked)
 
 
 def popularity(experts: int, topk: int, skew: float) -> NDArray[np.float64]:

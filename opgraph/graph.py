@@ -51,7 +51,8 @@ class Graph:
 
     @cached_property
     def nx(self) -> "nx.DiGraph[str]":
-        """The graph in networkx: nodes carry ``operator block count``, edges a ``tensor``.
+        """The graph in networkx: nodes carry ``operator block count``, edges ``tensor`` and,
+        where several go along, all ``tensors``.
 
         A block stands once; what it carries to its next repetition is no edge.
         """
@@ -63,8 +64,10 @@ class Graph:
                     operator.name, operator=operator, block=block.name, count=block.count
                 )
                 for tensor in operator.activations:
-                    if tensor.name in producer:
-                        graph.add_edge(producer[tensor.name], operator.name, tensor=tensor)
+                    if (maker := producer.get(tensor.name)) is not None:
+                        known = graph.get_edge_data(maker, operator.name, {}).get("tensors", ())
+                        tensors = (*known, tensor)
+                        graph.add_edge(maker, operator.name, tensor=tensors[0], tensors=tensors)
                 producer |= {tensor.name: operator.name for tensor in operator.outputs}
         return graph
 
@@ -161,6 +164,9 @@ def _check_operator(operator: Operator, known: dict[str, Tensor]) -> None:
         known[tensor.name] = tensor
     if isinstance(operator, Einsum):
         _check_pattern(operator)
+    for tensor in (*operator.inputs, *operator.outputs):
+        if len(set(tensor.dims)) < len(tensor.dims):
+            raise GraphError(f"{operator.name}: {tensor} has a dimension twice")
     for tensor in operator.outputs:
         if tensor.name in known:
             raise GraphError(f"{operator.name}: {tensor.name!r} is made twice")
@@ -168,6 +174,10 @@ def _check_operator(operator: Operator, known: dict[str, Tensor]) -> None:
 
 
 def _check_pattern(operator: Einsum) -> None:
+    if len(operator.operands) != len(operator.inputs[:2]):
+        raise GraphError(
+            f"{operator.name}: {operator.pattern!r} is not a product of two: write several"
+        )
     for dims, tensor in zip(operator.operands, operator.inputs, strict=False):
         if dims != tensor.dims:
             raise GraphError(

@@ -6,7 +6,7 @@ follows from the names of its dimensions; say what it contracts (`contracted`) a
 dimensions it needs whole (`whole`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -119,7 +119,21 @@ class Einsum(Operator):
     def flop(self, sizes: Sizes) -> Number:
         biases = len(self.inputs) - len(self.operands)
         every = tuple(dict.fromkeys(dim for dims in self.operands for dim in dims))
-        return 2 * self.size(sizes, *every) + biases * self.size(sizes, *self.result)
+        # a product without a sum only multiplies
+        each = 2 if self.contracted else 1
+        return each * self.size(sizes, *every) + biases * self.size(sizes, *self.result)
+
+
+    @property
+    def unpacks(self) -> bool:
+        """Whether the weights are stored in a narrower format than that of the product."""
+        first, second = (tensor.format for tensor in self.inputs[:2])
+        return self.inputs[1].role == "weight" and second.bits < first.bits
+
+    def work(self, sizes: Sizes) -> Work:
+        work = super().work(sizes)
+        unpacked = self.inputs[1].numel(sizes) if self.unpacks else 0
+        return replace(work, unpacked=unpacked)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,14 +162,18 @@ class Elementwise(Operator):
 class Add(Elementwise):
     """The sum of the inputs; partial sums may wait until after it."""
 
-    linear = True
+    @property
+    def summands(self) -> tuple[Tensor, ...]:
+        return self.activations
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale(Elementwise):
     """The first input times the others, which are whole; partial sums may wait until after it."""
 
-    linear = True
+    @property
+    def summands(self) -> tuple[Tensor, ...]:
+        return self.inputs[:1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,6 +42,7 @@ class _Sharding:
         self.names = plan.bind({}, source.derived)
         self.tensors: dict[str, Tensor] = {tensor.name: tensor for tensor in source.inputs}
         self.operators: dict[str, Operator] = {}
+        self.moved: dict[str, Collective] = {}
         self.given: dict[str, str] = {}
 
     def graph(self) -> Graph:
@@ -66,9 +67,9 @@ class _Sharding:
 
     def _operator(self, operator: Operator) -> None:
         layout = self._layout(operator)
-        waits = operator.linear and self._equally_partial(operator)
+        waiting = self._waiting(operator)
         inputs = tuple(
-            self._move(tensor.name, layout, waits)
+            self._move(tensor.name, layout, tensor.name in waiting)
             if tensor.role == "activation"
             else tensor.laid_out(layout)
             for tensor in operator.inputs
@@ -79,28 +80,29 @@ class _Sharding:
             self.tensors[before.name] = after
             self.given[after.name] = operator.given
 
-    def _equally_partial(self, operator: Operator) -> bool:
-        """Whether all summands (inputs as large as the first) wait for the same sum."""
-        first, *others = (self.tensors[tensor.name] for tensor in operator.activations)
-        return all(t.partial == first.partial for t in others if t.dims == first.dims)
+    def _waiting(self, operator: Operator) -> frozenset[str]:
+        """The inputs that may stay partial: all summands, if they wait for the same sum."""
+        names = frozenset(tensor.name for tensor in operator.summands)
+        return names if len({self.tensors[name].partial for name in names}) == 1 else frozenset()
 
     def _layout(self, operator: Operator) -> Layout:
         """Which axes split each dimension of *operator*; weights and caches choose first.
 
         An axis splits one dimension of a tensor: one that is taken by a weight's dimension (or
-        by an earlier one of the same tensor) is not there for the others.
+        by an earlier one of any tensor that has both) is not there for the others.
         """
         kept = [tensor for tensor in operator.inputs if tensor.role != "activation"]
+        tensors = (*kept, *operator.activations, *operator.outputs)
         layout: Layout = {}
-        for tensor in (*kept, *operator.activations, *operator.outputs):
-            if tensor not in kept:
+        for index, tensor in enumerate(tensors):
+            if index == len(kept):
                 layout |= {dim: layout.get(of, ()) for dim, of in operator.follows.items()}
-            taken = {axis for dim in tensor.dims for axis in layout.get(dim, ())}
             for dim in tensor.dims:
                 if dim not in layout and dim not in operator.whole:
-                    free = (axis for axis in self.names.axes(dim) if axis in self.active - taken)
-                    layout[dim] = tuple(free)
-                    taken |= set(layout[dim])
+                    beside = {other for t in tensors if dim in t.dims for other in t.dims}
+                    taken = {axis for other in beside for axis in layout.get(other, ())}
+                    free = self.active - taken
+                    layout[dim] = tuple(axis for axis in self.names.axes(dim) if axis in free)
         return {dim: axes for dim, axes in layout.items() if axes}
 
     def _move(self, name: str, wanted: Layout, waits: bool = False) -> Tensor:
@@ -131,13 +133,11 @@ class _Sharding:
 
     def _collect(self, tensor: Tensor, kind: CollectiveKind, axes: Axes, layout: Layout) -> Tensor:
         name = f"{tensor.name}.{kind}"
-        if name in self.operators and self.operators[name].layout != layout:
+        if name in self.moved and self.moved[name].layout != layout:
             name = f"{name}.{'.'.join(axes)}"
-        given = self.given[name] = self.given.get(tensor.name, "")
-        self.operators.setdefault(
-            name,
-            Collective(
+        if name not in self.moved:
+            given = self.given[name] = self.given.get(tensor.name, "")
+            self.operators[name] = self.moved[name] = Collective(
                 name=name, inputs=(tensor,), collective=kind, axes=axes, layout=layout, given=given
-            ),
-        )
-        return self.operators[name].outputs[0]
+            )
+        return self.moved[name].outputs[0]

@@ -84,7 +84,7 @@ class Loop:
 
     @cached_property
     def still(self) -> frozenset[int]:
-        """The tasks that each repetition finds as the first did: on no stream, of what is outside."""
+        """The tasks that every repetition does alike: on no stream, of what is outside."""
         entries = {entry for entry, _ in self.carried}
         found: set[int] = set()
         for index, task in enumerate(self.tasks):
@@ -218,12 +218,12 @@ def schedule(steps: Program, times: Mapping[str, Number]) -> Schedule:
         if left:
             base = base + left * shift
             older = {key: value - left * shift for key, value in state.items()}
-            steady = {key: state[key] for key in loop.steady_keys}
+            kept = {key: state[key] for key in loop.steady_keys}
             ends = [
                 end - left * shift if index in loop.still else end
                 for index, end in enumerate(runs[-1].ends)
             ]
-            state = _latest(older, _made(loop, ends, shift, live)) | steady
+            state = _latest(older, _made(loop, ends, shift, live)) | kept
         state |= {f"tensor {entry}": state.pop(f"outer {entry}") for entry in entries}
         done.append(LoopRun(runs, shift, loop.count))
     return Schedule(done, base)

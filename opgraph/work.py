@@ -20,12 +20,15 @@ class Work:
     flop : floating-point operations (a multiply–add is two).
     read, written : bytes from and to the chip's memory.
     sent : bytes of the buffer that a chip brings to a collective.
+    unpacked : of *flop*'s operands, the weights that the vector units convert to the format of
+        the product before it (weight-only quantisation).
     """
 
     flop: Number = 0
     read: Number = 0
     written: Number = 0
     sent: Number = 0
+    unpacked: Number = 0
 
     def __add__(self, other: "Work") -> "Work":
         return Work(
@@ -33,11 +36,16 @@ class Work:
             self.read + other.read,
             self.written + other.written,
             self.sent + other.sent,
+            self.unpacked + other.unpacked,
         )
 
     def __mul__(self, factor: Number) -> "Work":
         return Work(
-            self.flop * factor, self.read * factor, self.written * factor, self.sent * factor
+            self.flop * factor,
+            self.read * factor,
+            self.written * factor,
+            self.sent * factor,
+            self.unpacked * factor,
         )
 
     @property
@@ -59,8 +67,7 @@ class Operator(ABC):
     names a dimension without which the operator does not run: where it is 0, it takes no time.
 
     What a kind of operator is, besides: the *stream* it runs on and the *unit* that computes it;
-    *whole*: dimensions it needs whole; *linear*: a sum of partial inputs may wait until after it;
-    *in_place*: its outputs take no memory of their own; *is_view*: it costs nothing.
+    *whole*: dimensions it needs whole; *in_place*: its outputs take no memory of their own; *is_view*: it costs nothing.
     """
 
     name: str
@@ -73,7 +80,6 @@ class Operator(ABC):
     unit: ClassVar[Literal["matrix", "vector"]] = "vector"
     whole: ClassVar[frozenset[str]] = frozenset()
     in_place: ClassVar[bool] = False
-    linear: ClassVar[bool] = False
     is_view: ClassVar[bool] = False
 
     @property
@@ -90,6 +96,13 @@ class Operator(ABC):
     def follows(self) -> Mapping[str, str]:
         """Dimensions that are split as another one is, whatever they are called."""
         return {}
+
+    @property
+    def summands(self) -> tuple[Tensor, ...]:
+        """Inputs in whose sum the outputs are linear: where all of them are partial over the same
+        axes, the sum over chips may wait until after the operator.
+        """
+        return ()
 
     def flop(self, sizes: Sizes) -> Number:
         """Floating-point operations on one chip."""

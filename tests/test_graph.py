@@ -145,8 +145,8 @@ def one(*operators, count: int = 1, carried=()) -> Block:
              Activation(name="n.sum", inputs=(X,))), ["n.sum", "made twice"]),
         (one(DOUBLE, count=0), ["'block'", "count 0"]),
         (one(DOUBLE, count=-1), ["'block'", "count -1"]),
-        (one(DOUBLE, carried=(("x", "duoble"),)), ["'block'", "carries 'duoble'"]),
-        (one(DOUBLE, carried=(("y", "double"),)), ["'block'", "carries 'y'"]),
+        (one(DOUBLE, carried=(("x", "duoble"),)), ["'block'", "'duoble'"]),
+        (one(DOUBLE, carried=(("y", "double"),)), ["'block'", "'y'"]),
         (one(UP, carried=(("x", "up"),)), ["x:bf16[batch model]", "up:bf16[batch ffn]"]),
     ],
 )  # fmt: skip

@@ -420,6 +420,23 @@ def test_a_point_of_a_grid_is_its_simulation():
         one.at(0)
 
 
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_timelines_of_a_grid_are_those_of_its_points(phase):
+    # batches on both sides of where products turn from memory to compute
+    model, batch = load_model("gemma-2-27b"), np.array([1, 64, 2000])
+    report = simulate(model, dgx(), Plan(tp=4), Workload(batch=batch, prompt=50, output=9))
+    together = getattr(report, phase)
+    for i in range(3):
+        alone = getattr(report.at(i), phase)
+        assert together.time[i] == close(alone.time, rel=1e-12)
+        shares = {name: np.broadcast_to(s, (3,))[i] for name, s in together.limiter_shares.items()}
+        assert {n: s for n, s in shares.items() if s} == close(alone.limiter_shares, rel=1e-9)
+        for many, one in zip(together.events, alone.events, strict=True):
+            assert np.broadcast_to(many.time, (3,))[i] == close(one.time, rel=1e-12)
+            assert np.broadcast_to(many.slack, (3,))[i] == close(one.slack, abs=1e-15)
+            assert np.broadcast_to(many.work.flop, (3,))[i] == one.work.flop
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.float32, np.float64])
 def test_arrays_of_other_types_mean_the_same(dtype):
     model = dense("llama")
