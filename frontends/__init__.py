@@ -4,5 +4,15 @@ from frontends.catalogue import list_models, load_model
 from frontends.decoder import Decoder
 from frontends.precision import Precision, Scheme
 from frontends.transformer import Transformer
+from frontends.variant import Lora, Variant
 
-__all__ = ["Decoder", "Precision", "Scheme", "Transformer", "list_models", "load_model"]
+__all__ = [
+    "Decoder",
+    "Lora",
+    "Precision",
+    "Scheme",
+    "Transformer",
+    "Variant",
+    "list_models",
+    "load_model",
+]

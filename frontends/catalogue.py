@@ -11,12 +11,14 @@ from frontends.config import Config
 from frontends.decoder import Absorb
 from frontends.precision import Precision
 from frontends.quantization import declared
+from frontends.variant import AS_TRAINED, Variant
 from hardware import SpecError
 from hardware.errors import nearest
 from hardware.specs import read_toml
 from opgraph.model import Model
 
 _MODELS = Path(__file__).parent / "data" / "models"
+_AS_IT_IS = (None, None, None, None, AS_TRAINED)
 # the largest config on the hub is a few hundred kB (per-layer quantisation lists)
 _MAX_BYTES = 20_000_000
 
@@ -33,6 +35,7 @@ def load_model(
     weights: str | None = None,
     kv_cache: str | None = None,
     absorb: Absorb = None,
+    variant: Variant = AS_TRAINED,
 ) -> Model:
     """A model by name, from the path of a ``config.json`` (or its folder), or from its content.
 
@@ -44,12 +47,13 @@ def load_model(
     weights, kv_cache : one of these formats in place of the precision's, such as ``fp8``.
     absorb : whether latent attention (MLA) runs in the latent space, in both phases or by phase
         (``{"prefill": False, "decode": True}``); where that pays if not given.
+    variant : adapters, a pruned cache, a window.
 
     Raises
     ------
     SpecError : no such name or file, or a config that does not describe a known architecture.
     """
-    if isinstance(which, str) and not (precision or weights or kv_cache) and absorb is None:
+    if isinstance(which, str) and (precision, weights, kv_cache, absorb, variant) == _AS_IT_IS:
         return _plain(which)
     config, source, family = _describe(which)
     chosen = precision or declared(config) or Precision()
@@ -57,7 +61,7 @@ def load_model(
         chosen = replace(chosen, weights=weights, classes={})
     if kv_cache:
         chosen = replace(chosen, kv_cache=kv_cache)
-    return to_decoder(config, source, family).to_model(chosen, absorb)
+    return to_decoder(config, source, family).to_model(chosen, absorb, variant)
 
 
 def _plain(name: str) -> Model:

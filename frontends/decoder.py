@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from frontends.encoder import Encoder
 from frontends.hyper import HyperLayer, expand, merge
 from frontends.precision import Precision
+from frontends.variant import AS_TRAINED, Variant
 from frontends.writer import NormKind, Part, Writer
 from hardware import SpecError
 from hardware.errors import nearest
@@ -169,7 +170,12 @@ class Decoder:
     pre_norm: bool = True
     streams: int = 0
 
-    def to_model(self, precision: Precision | None = None, absorb: Absorb = None) -> Model:
+    def to_model(
+        self,
+        precision: Precision | None = None,
+        absorb: Absorb = None,
+        variant: Variant = AS_TRAINED,
+    ) -> Model:
         """The model, with its graphs; an encoder runs in the prefill step only.
 
         *absorb*: whether latent attention runs in the latent space, in both phases or by phase
@@ -181,6 +187,7 @@ class Decoder:
         """
         writer = Writer(self.name, precision or Precision(), self.norm)
         writer.decodes, writer.absorb = True, _choice(absorb, "decode")
+        writer.variant = variant
         for word, size in (("model", self.model), ("vocab", self.vocab)):
             writer.dim(word, size)
         decode = self._graph(writer)

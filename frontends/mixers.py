@@ -67,7 +67,8 @@ class SelfAttention:
         attend = Attention(
             name=f"{writer.prefix}attention",
             inputs=(query, key, value, *also),
-            window=self._bound(writer, "window", self.window),
+            kept=None if self._limited(writer) else writer.kept(),
+            window=self._bound(writer, "window", self._window(writer)),
             chunk=self._bound(writer, "chunk", self.chunk),
             chosen=self.indexer.best(writer) if self.indexer else None,
         )
@@ -148,15 +149,24 @@ class SelfAttention:
         return (*chosen, writer.weight("sinks.weight", heads)) if self.sinks else chosen
 
     def _caches(self, writer: Writer, *tensors: Tensor) -> tuple[Tensor, ...]:
-        context = "context"
-        limit = self.window or self.chunk
-        if limit:
-            bound = self._bound(writer, "window" if self.window else "chunk", limit)
+        context, window = "context", self._window(writer)
+        if self._limited(writer):
+            word, limit = ("window", window) if window else ("chunk", self.chunk)
+            bound = self._bound(writer, word, limit)
             context = writer.derive(f"context.{self.label or 'window'}", f"min(context, {bound})")
+        elif kept := writer.kept():
+            context = writer.derive("context.kept", f"context*{kept}")
         return tuple(
             writer.cache(f"{name}_cache", " ".join(("batch", context, *tensor.dims[-2:])))
             for name, tensor in zip(("k", "v"), tensors, strict=True)
         )
+
+    def _window(self, writer: Writer) -> int:
+        """The layer's own window, or the one that the model is run with."""
+        return self.window or (0 if self.chunk else writer.variant.window)
+
+    def _limited(self, writer: Writer) -> bool:
+        return bool(self._window(writer) or self.chunk)
 
     def _bound(self, writer: Writer, word: str, size: int) -> str | None:
         return writer.dim(word, size, self.label) if size else None

@@ -3,7 +3,9 @@
 from typing import Literal, Protocol
 
 from frontends.precision import Precision, WeightClass
+from frontends.variant import AS_TRAINED, Lora
 from hardware import SpecError
+from opgraph.experts import AdapterEinsum
 from opgraph.graph import Builder
 from opgraph.operator import Add, Einsum, Elementwise, Norm, Operator, Quantize, Scale
 from opgraph.tensor import Tensor
@@ -20,6 +22,7 @@ class Writer:
     inactive : dimensions of which one token uses only as much as another is large (experts).
     attention : kinds of attention, each once.
     decodes : the step is one token long; else a prompt.
+    variant : adapters, a pruned cache, a window: what the checkpoint does not fix.
     absorb : whether latent attention is written in the latent space; None: where that pays.
     """
 
@@ -33,6 +36,7 @@ class Writer:
         self.inactive: dict[str, str] = {}
         self.attention: list[str] = []
         self.absorb: bool | None = None
+        self.variant = AS_TRAINED
         self.decodes = False
         self.prefix = ""
         self.source: Tensor | None = None
@@ -44,7 +48,7 @@ class Writer:
         writer = Writer(self.build.name, self.precision, self.norm_kind)
         writer.numbers, writer.derived = self.numbers, self.derived
         writer.inactive, writer.attention = self.inactive, self.attention
-        writer.absorb = self.absorb
+        writer.absorb, writer.variant = self.absorb, self.variant
         return writer
 
     def dim(self, word: str, size: int, label: str = "") -> str:
@@ -67,6 +71,12 @@ class Writer:
             number += 1
             name = f"{word}.{number}"
         return name
+
+    def kept(self) -> str | None:
+        """The dimension that is the share of cached positions kept; None if all are."""
+        if self.variant.kv_kept == 1:
+            return None
+        return self.derive("kept", repr(float(self.variant.kv_kept)))
 
     def attends(self, kind: str) -> None:
         """Note the *kind* of attention that a layer has."""
@@ -106,14 +116,36 @@ class Writer:
         if bias:
             every = " ".join(dim for dim in result if dim in dims.split())
             inputs.append(self.weight(f"{name}.bias", every if bias is True else bias))
-        return self.add(
-            Einsum(
-                name=self.prefix + name,
-                inputs=tuple(inputs),
-                pattern=pattern,
-                dtype_out=self.precision.activations,
-            )
+        product = Einsum(
+            name=self.prefix + name,
+            inputs=tuple(inputs),
+            pattern=pattern,
+            dtype_out=self.precision.activations,
         )
+        lora = self.variant.lora
+        if lora and weight_class in lora.targets and not product.roles["batch"]:
+            return self._adapted(product, x, lora)
+        return self.add(product)
+
+    def _adapted(self, product: Einsum, x: Tensor, lora: Lora) -> Tensor:
+        """A projection and, beside it, the adapter of each sequence: down to its rank and up."""
+        self.dim("adapters", lora.count)
+        rank = self.dim("rank", lora.rank)
+        (before, matrix), result = product.operands, product.result
+        contracted = " ".join(dim for dim in matrix if dim in product.contracted)
+        kept = " ".join(dim for dim in before if dim not in product.contracted)
+        made = " ".join(dim for dim in matrix if dim not in product.contracted)
+        whole = self.add(product)
+        for part, source, target in (
+            ("down", f"{' '.join(before)}, adapters {contracted} {rank}", f"{kept} {rank}"),
+            ("up", f"{kept} {rank}, adapters {rank} {made}", " ".join(result)),
+        ):
+            name = f"{product.name}.lora_{part}"
+            dims = source.split(",")[1]
+            weight = Tensor.of(f"{name}.weight", dims, self.precision.activations, "weight")
+            pattern = f"{source} -> {target}"
+            x = self.add(AdapterEinsum(name=name, inputs=(x, weight), pattern=pattern))
+        return self.add(Add(name=f"{product.name}.lora", inputs=(whole, x)))
 
     def entering(self, x: Tensor, weight_class: WeightClass | None) -> Tensor:
         """*x* in the format in which the products of a class take it, quantised once if need be."""

@@ -19,12 +19,14 @@ class Attention(Operator):
     KV head: the new ones as they come, the older ones from the cache, to which the new ones are
     written. A query attends to the positions up to its own (*causal*): to the last *window* of
     them, to those of its own *chunk*, or to the *chosen* many, where such a dimension is named.
+    *kept* names the share of the older positions that the cache still holds.
     """
 
     causal: bool = True
     window: str | None = None
     chunk: str | None = None
     chosen: str | None = None
+    kept: str | None = None
 
     kind = "attention"
     unit = "matrix"
@@ -37,14 +39,19 @@ class Attention(Operator):
 
     def pairs(self, sizes: Sizes) -> Number:
         """Query–key pairs of one sequence and head: ``seq × context`` less what is masked."""
-        seq, context = self.size(sizes, "seq"), self.size(sizes, "context")
+        seq, context = self.size(sizes, "seq"), self.context(sizes)
         if not self.causal:
             return seq * self.keys(sizes)
         return self._visible(sizes, context) - self._visible(sizes, context - seq)
 
+    def context(self, sizes: Sizes) -> Number:
+        """Positions that are there to attend to: the new ones, and what is kept of the older."""
+        seq, context = self.size(sizes, "seq"), self.size(sizes, "context")
+        return context if self.kept is None else seq + (context - seq) * sizes[self.kept]
+
     def keys(self, sizes: Sizes) -> Number:
         """Positions of which at least one query needs the key."""
-        seq, context = self.size(sizes, "seq"), self.size(sizes, "context")
+        seq, context = self.size(sizes, "seq"), self.context(sizes)
         if self.window is not None:
             return smaller(context, seq + sizes[self.window] - 1)
         if self.chunk is not None:
@@ -71,7 +78,7 @@ class Attention(Operator):
         return {
             "batch": self.size(sizes, *query.dims[:-3]),
             "seq": self.size(sizes, "seq"),
-            "context": self.size(sizes, "context"),
+            "context": self.context(sizes),
             "heads": self.size(sizes, heads),
             "kv_heads": self.size(sizes, key.dims[-2]),
             "head_dim": self.size(sizes, head_dim),

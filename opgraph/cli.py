@@ -3,24 +3,27 @@
 Exit codes: 0 an answer (that a model does not fit is one), 2 input that makes no sense.
 """
 
-import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from opgraph.console import (
+    console_on,
+    print_json,
+    print_report,
+    print_table,
+    read_csv,
+    save_plot,
+    save_trace,
+    write_csv,
+)
 
+if TYPE_CHECKING:
     from hardware import Platform
-    from opgraph.model import Model
     from opgraph.report import Report
-    from opgraph.timeline import Timeline
 
 app = typer.Typer(
     add_completion=False,
@@ -29,9 +32,7 @@ app = typer.Typer(
 )
 
 BAD_INPUT = 2
-_MILLI, _GIGA = 1e3, 1e9
-# operators in the table of a phase: what fits a screen beside the other figures
-_TOP = 8
+_GIGA = 1e9
 
 
 class Listing(StrEnum):
@@ -79,6 +80,21 @@ Weights = Annotated[
     str | None, typer.Option(help="format of the weights: fp8, int4-g128, nvfp4, fp8/bf16 …")
 ]
 KVCache = Annotated[str | None, typer.Option("--kv-cache", help="format of the KV cache: fp8 …")]
+Images = Annotated[
+    int, typer.Option("--images", parser=_whole, metavar="N", help="images in each prompt")
+]
+Skew = Annotated[float, typer.Option(help="Zipf exponent of the experts' popularity")]
+Absorb = Annotated[
+    bool | None, typer.Option(help="latent attention in the latent space; where it pays if unset")
+]
+LoraRank = Annotated[
+    int, typer.Option(parser=_whole, metavar="N", help="rank of adapters applied at run time")
+]
+LoraCount = Annotated[int, typer.Option(parser=_whole, metavar="N", help="adapters in memory")]
+KVKept = Annotated[float, typer.Option(help="share of cached positions that is kept")]
+Window = Annotated[
+    int, typer.Option(parser=_whole, metavar="N", help="tokens that full attention looks back")
+]
 Cost = Annotated[str, typer.Option("--cost", help="the cost model: ideal or calibrated")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
 
@@ -99,8 +115,15 @@ def simulate(
     batch: Batch = 1,
     prompt: Prompt = 2048,
     output: Output = 256,
+    images: Images = 0,
+    skew: Skew = 0.0,
     weights: Weights = None,
     kv_cache: KVCache = None,
+    absorb: Absorb = None,
+    lora_rank: LoraRank = 0,
+    lora_count: LoraCount = 1,
+    kv_kept: KVKept = 1.0,
+    window: Window = 0,
     cost: Cost = "ideal",
     as_json: AsJson = False,
     plot: Annotated[
@@ -111,18 +134,15 @@ def simulate(
     ] = None,
 ) -> None:
     """Latency, throughput and memory of a model on a platform, and what limits them."""
-    from frontends import load_model
-
-    loaded = load_model(model, weights=weights, kv_cache=kv_cache)
-    report = _report(loaded, platform, {"tp": tp, "dp": dp}, (batch, prompt, output), cost)
+    report = _report(locals())
     if plot:
-        _save_plot(report.decode, plot)
+        save_plot(report.decode, plot)
     if trace:
-        _save_trace([report.prefill, report.decode], trace)
+        save_trace([report.prefill, report.decode], trace)
     if as_json:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
     else:
-        _print_report(report)
+        print_report(report)
 
 
 @app.command("trace")
@@ -136,17 +156,21 @@ def write_trace(
     batch: Batch = 1,
     prompt: Prompt = 2048,
     output: Output = 256,
+    images: Images = 0,
+    skew: Skew = 0.0,
     weights: Weights = None,
     kv_cache: KVCache = None,
+    absorb: Absorb = None,
+    lora_rank: LoraRank = 0,
+    lora_count: LoraCount = 1,
+    kv_kept: KVKept = 1.0,
+    window: Window = 0,
     cost: Cost = "ideal",
 ) -> None:
     """Write the timeline of a step as a Chrome trace, to open in Perfetto beside a measured one."""
-    from frontends import load_model
-
-    loaded = load_model(model, weights=weights, kv_cache=kv_cache)
-    report = _report(loaded, platform, {"tp": tp, "dp": dp}, (batch, prompt, output), cost)
+    report = _report(locals())
     timelines = [report.prefill, report.decode]
-    _save_trace([t for t in timelines if phase is None or t.name == phase.value], out)
+    save_trace([t for t in timelines if phase is None or t.name == phase.value], out)
     print(f"{out}: open it at ui.perfetto.dev")
 
 
@@ -155,9 +179,9 @@ def list_names(what: Listing, as_json: AsJson = False) -> None:
     """What is in the catalogue: models, chips or platforms."""
     rows = {"models": _model_rows, "chips": _chip_rows, "platforms": _platform_rows}[what.value]()
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     else:
-        _print_table(what.value, [{k: v for k, v in row.items() if k != "source"} for row in rows])
+        print_table(what.value, [{k: v for k, v in row.items() if k != "source"} for row in rows])
 
 
 @app.command()
@@ -170,7 +194,7 @@ def reproduce(
 
     rows = [row.to_dict() for row in reproduce(paper)]
     if as_json:
-        _print_json({"rows": rows})
+        print_json({"rows": rows})
     else:
         shown = [
             {
@@ -180,7 +204,7 @@ def reproduce(
             }
             for row in rows
         ]
-        _print_table(paper, shown)
+        print_table(paper, shown)
 
 
 @app.command("op", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -211,16 +235,16 @@ def price_operator(
     given = _pairs(context.args)
     if table and given:
         raise SpecError(f"--table gives the shapes: leave out --{next(iter(given))}")
-    columns = _read_csv(table) if table else {name: [value] for name, value in given.items()}
+    columns = read_csv(table) if table else {name: [value] for name, value in given.items()}
     answer = price(kind, columns, where, cost_model(cost))
     if as_json:
         rows = [dict(zip(answer, row, strict=True)) for row in zip(*answer.values(), strict=True)]
-        _print_json(rows if table else rows[0])
+        print_json(rows if table else rows[0])
     elif table:
-        _write_csv(out, {**columns, **answer})
+        write_csv(out, {**columns, **answer})
     else:
         row = {name: values[0] for name, values in answer.items()}
-        _print_table(f"{kind} on {where.name}", [row])
+        print_table(f"{kind} on {where.name}", [row])
 
 
 def main() -> None:
@@ -248,15 +272,26 @@ def _complain(message: str) -> int:
     return BAD_INPUT
 
 
-def _report(
-    model: "Model", platform: str, degrees: dict[str, int], sizes: tuple[int, int, int], cost: str
-) -> "Report":
+def _report(options: dict[str, Any]) -> "Report":
+    """The report that the options of `simulate` and `trace` ask for."""
+    from frontends import Lora, Variant, load_model
     from hardware import load_platform
     from opgraph import Plan, Workload, simulate
 
-    batch, prompt, output = sizes
-    workload = Workload(batch=batch, prompt=prompt, output=output)
-    return simulate(model, load_platform(platform), Plan(**degrees), workload, cost=cost)
+    def some(*names: str) -> dict[str, Any]:
+        return {name: options[name] for name in names}
+
+    rank = options["lora_rank"]
+    lora = Lora(rank=rank, count=options["lora_count"]) if rank else None
+    variant = Variant(lora=lora, **some("kv_kept", "window"))
+    model = load_model(options["model"], **some("weights", "kv_cache", "absorb"), variant=variant)
+    return simulate(
+        model,
+        load_platform(options["platform"]),
+        Plan(**some("tp", "dp")),
+        Workload(**some("batch", "prompt", "output", "images", "skew")),
+        cost=options["cost"],
+    )
 
 
 def _one_platform(chip: str | None, platform: str | None) -> "Platform":
@@ -288,7 +323,7 @@ def _model_rows() -> list[dict[str, Any]]:
     from frontends import list_models, load_model
 
     # a catalogue takes over a second to build: show that it moves, on a terminal only
-    names = track(list_models(), "reading models", console=_console(sys.stderr), transient=True)
+    names = track(list_models(), "reading models", console=console_on(sys.stderr), transient=True)
     models = {name: load_model(name) for name in names}
     return [
         {
@@ -337,129 +372,3 @@ def _platform_rows() -> list[dict[str, Any]]:
         }
         for platform in map(load_platform, list_platforms())
     ]
-
-
-def _print_report(report: "Report") -> None:
-    from rich.table import Table
-
-    console = _console(sys.stdout)
-    console.print(str(report), highlight=False, soft_wrap=True)
-    for timeline in (report.prefill, report.decode):
-        table = Table(title=f"{timeline.name}: {float(timeline.time) * _MILLI:.4g} ms", box=None)
-        for name, justify in _OPERATOR_COLUMNS.items():
-            table.add_column(name, justify=justify)
-        rows = sorted(timeline.rows(), key=lambda row: -row["share"])
-        for row in rows[:_TOP]:
-            table.add_row(
-                row["name"], f"{row['count']}", f"{row['time_us']:.4g}", f"{row['share']:.1%}",
-                row["limiter"], row["algorithm"],
-            )  # fmt: skip
-        if len(rows) > _TOP:
-            rest = sum(row["share"] for row in rows[_TOP:])
-            table.add_row(f"{len(rows) - _TOP} more", "", "", f"{rest:.1%}", "", "")
-        console.print(table)
-
-
-_OPERATOR_COLUMNS: dict[str, Any] = {
-    "operator": "left", "count": "right", "µs each": "right", "share": "right",
-    "limiter": "left", "algorithm": "left",
-}  # fmt: skip
-
-
-def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    table = Table(title=title, box=None, title_justify="left")
-    for name, value in rows[0].items():
-        table.add_column(
-            name, justify="left" if isinstance(value, str) else "right", overflow="fold"
-        )
-    for row in rows:
-        table.add_row(*map(_cell, row.values()))
-    _console(sys.stdout).print(table)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return f"{value:,}" if isinstance(value, int) else str("–" if value is None else value)
-
-
-def _console(stream: Any) -> "Console":
-    from rich.console import Console
-
-    # piped output is not cut to a terminal's width
-    width = None if stream.isatty() else 200
-    return Console(file=stream, width=width)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, allow_nan=False))
-
-
-def _save_plot(timeline: "Timeline", path: Path) -> None:
-    import matplotlib as mpl
-
-    from hardware import SpecError
-
-    mpl.use("Agg")
-    known = {".png", ".svg", ".pdf"}
-    if path.suffix not in known:
-        raise SpecError(f"--plot {path}: a plot is written as {', '.join(sorted(known))}")
-    figure: Any = timeline.plot().get_figure(root=True)
-    with _replacing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:], bbox_inches="tight")
-
-
-def _save_trace(timelines: "list[Timeline]", path: Path) -> None:
-    from opgraph import trace
-
-    trace.save(path, timelines)
-
-
-def _read_csv(path: Path) -> dict[str, list[str]]:
-    import csv
-
-    from hardware import SpecError
-
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, restkey="", restval=""))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise SpecError(f"{path} is not a CSV table: {error}") from None
-    if not rows:
-        raise SpecError(f"{path} has no rows: a line of column names and one line a shape")
-    if any("" in row for row in rows):
-        line = next(i for i, row in enumerate(rows, start=2) if "" in row)
-        raise SpecError(f"{path} line {line} has more cells than there are columns")
-    return {name: [row[name] for row in rows] for name in rows[0]}
-
-
-def _write_csv(path: Path | None, columns: dict[str, list[Any]]) -> None:
-    import csv
-
-    def write(file: Any) -> None:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
-
-    if path is None:
-        write(sys.stdout)
-        return
-    with _replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        write(file)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside *path*, moved into its place when it is complete."""
-    from hardware import SpecError
-
-    if path.is_dir() or not path.parent.is_dir():
-        raise SpecError(f"{path} cannot be written: {'a folder' if path.is_dir() else 'no folder'}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -153,6 +153,34 @@ class GroupedEinsum(Einsum):
         return Work(self.flop(sizes), read, written, unpacked=unpacked)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdapterEinsum(GroupedEinsum):
+    """A product of each sequence's rows with the matrix of its adapter (LoRA).
+
+    Sequences choose one of the adapters, independently and all alike; those chosen are read.
+    Linear in its input, so that it waits for the same sum over chips as the product beside it.
+    """
+
+    experts: str = "adapters"
+
+    kind = "adapter"
+
+    @property
+    def follows(self) -> Mapping[str, str]:
+        return {}
+
+    @property
+    def summands(self) -> tuple[Tensor, ...]:
+        return self.inputs[:1]
+
+    def rows(self, sizes: Sizes) -> Number:
+        return self.size(sizes, *self.roles["m"])
+
+    def touched(self, sizes: Sizes) -> Number:
+        sequences = self.size(sizes, self.operands[0][0])
+        return touched_experts(int(sizes[self.experts]), 1, 0.0, 1, sequences)
+
+
 def popularity(experts: int, topk: int, skew: float) -> NDArray[np.float64]:
     """The chance of each expert to be among a token's *topk*, most popular first.
 

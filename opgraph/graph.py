@@ -153,6 +153,7 @@ def _renamed(tensor: Tensor, rename: dict[str, str], prefix: str, block: Block) 
 
 def _check_operator(operator: Operator, known: dict[str, Tensor]) -> None:
     for tensor in operator.inputs:
+        _check_dims(operator, tensor)
         before = known.get(tensor.name)
         if before is None and tensor.role == "activation":
             raise GraphError(
@@ -164,13 +165,16 @@ def _check_operator(operator: Operator, known: dict[str, Tensor]) -> None:
         known[tensor.name] = tensor
     if isinstance(operator, Einsum):
         _check_pattern(operator)
-    for tensor in (*operator.inputs, *operator.outputs):
-        if len(set(tensor.dims)) < len(tensor.dims):
-            raise GraphError(f"{operator.name}: {tensor} has a dimension twice")
     for tensor in operator.outputs:
         if tensor.name in known:
             raise GraphError(f"{operator.name}: {tensor.name!r} is made twice")
+        _check_dims(operator, tensor)
         known[tensor.name] = tensor
+
+
+def _check_dims(operator: Operator, tensor: Tensor) -> None:
+    if len(set(tensor.dims)) < len(tensor.dims):
+        raise GraphError(f"{operator.name}: {tensor} has a dimension twice")
 
 
 def _check_pattern(operator: Einsum) -> None:

@@ -123,7 +123,6 @@ class Einsum(Operator):
         each = 2 if self.contracted else 1
         return each * self.size(sizes, *every) + biases * self.size(sizes, *self.result)
 
-
     @property
     def unpacks(self) -> bool:
         """Whether the weights are stored in a narrower format than that of the product."""

@@ -49,7 +49,7 @@ class Expression:
                 return [name]
             case ast.Attribute(value=ast.Name(id=name), attr=qualifier):
                 return [f"{name}.{qualifier}"]
-            case ast.Constant(value=int()):
+            case ast.Constant(value=int() | float()):
                 return []
             case ast.BinOp(left=left, op=op, right=right) if type(op) in self._BINARY:
                 return self._find_names(left) + self._find_names(right)
@@ -65,7 +65,7 @@ class Expression:
                 return size(name)
             case ast.Attribute(value=ast.Name(id=name), attr=qualifier):
                 return size(f"{name}.{qualifier}")
-            case ast.Constant(value=int() as value):
+            case ast.Constant(value=int() | float() as value):
                 return value
             case ast.BinOp(left=left, op=op, right=right):
                 function = self._BINARY[type(op)]

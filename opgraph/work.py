@@ -67,7 +67,8 @@ class Operator(ABC):
     names a dimension without which the operator does not run: where it is 0, it takes no time.
 
     What a kind of operator is, besides: the *stream* it runs on and the *unit* that computes it;
-    *whole*: dimensions it needs whole; *in_place*: its outputs take no memory of their own; *is_view*: it costs nothing.
+    *whole*: dimensions it needs whole; *in_place*: its outputs take no memory of their own;
+    *is_view*: it costs nothing.
     """
 
     name: str

@@ -146,37 +146,29 @@ def executions(source: Graph, times: Mapping[str, float]) -> list[Ran]:
     maker: dict[str, int] = {}
     busy: dict[str, int] = {}
     done: list[Ran] = []
-    outer: dict[str, int] = {}
     outer: dict[str, int | None] = {}
     for repetition, last, block in _repetitions(source):
         if repetition == 0:
             outer = {entry: maker.get(entry) for entry, _ in block.carried}
-        if repetition == 0:
-            outer = dict(maker)
         for op in block.operators:
             stream = None if op.is_view else op.stream
             waits = {maker[t.name] for t in op.inputs if t.name in maker}
-            if stream in busy:
-                waits.add(busy[stream])
+            waits |= {busy[stream]} if stream in busy else set()
             start = max((done[i].end for i in waits), default=0.0)
-            here = len(done)
-            done.append(
-                Ran(
-                    op.name, repetition, stream, start, start + times[op.name], tuple(sorted(waits))
-                )
-            )
-            maker |= {output.name: here for output in op.outputs}
-            if stream is not None:
-                busy[stream] = here
-        before = dict(maker)
-        for entry, leave in block.carried:
-            if not last:
-                maker[entry] = before[leave]
-            elif entry in outer:
-                maker[entry] = outer[entry]
-            else:
-                maker.pop(entry, None)
+            maker |= {output.name: len(done) for output in op.outputs}
+            busy |= {stream: len(done)} if stream is not None else {}
+            end = start + times[op.name]
+            done.append(Ran(op.name, repetition, stream, start, end, tuple(sorted(waits))))
+        leaves = {entry: maker.get(leave) for entry, leave in block.carried}
+        _rebind(maker, outer if last else leaves)
     return done
+
+
+def _rebind(maker: dict[str, int], made: Mapping[str, int | None]) -> None:
+    """Let each name stand for what an execution has made; None: for what came from outside."""
+    for name, when in made.items():
+        maker.pop(name, None)
+        maker |= {} if when is None else {name: when}
 
 
 def _repetitions(source: Graph) -> Iterator[tuple[int, bool, Block]]:

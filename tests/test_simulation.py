@@ -33,7 +33,7 @@ from opgraph.workload import Workload
 BF16 = 2  # bytes
 
 
-def close(value: Any, rel: float = 1e-6, abs: float = 0.0) -> Any:  # noqa: A002
+def close(value: Any, rel: float = 1e-6, abs: float = 0.0) -> Any:
     """Approximately *value*, relative to itself: times are far below pytest's absolute 1e-12."""
     return pytest.approx(value, rel=rel, abs=abs)
 
@@ -829,13 +829,14 @@ def test_a_size_beyond_reason_is_refused(name, value):
 
 
 @pytest.mark.xfail(strict=True, reason="Python refuses to write out 5000 digits in the message")
-@pytest.mark.parametrize("make", [Workload, Plan], ids=lambda make: make.__name__)
-def test_a_number_of_thousands_of_digits_is_refused(make):
+@pytest.mark.parametrize(
+    "give",
+    [lambda n: Workload(batch=n), lambda n: simulate(dense("llama"), dgx(), Plan(tp=n))],
+    ids=["Workload", "Plan"],
+)
+def test_a_number_of_thousands_of_digits_is_refused(give):
     with pytest.raises(SpecError) as error:
-        if make is Workload:
-            Workload(batch=10**5000)
-        else:
-            simulate(dense("llama"), dgx(), Plan(tp=10**5000))
+        give(10**5000)
     one_line(error)
 
 

@@ -1,0 +1,156 @@
+"""What the command line writes: tables and JSON to a terminal, tables, plots and traces to files.
+
+Files are written under a temporary name beside their place and moved into it when complete.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from opgraph.report import Report
+    from opgraph.timeline import Timeline
+
+_MILLI = 1e3
+# operators in the table of a phase: what fits a screen beside the other figures
+_TOP = 8
+
+
+def print_report(report: "Report") -> None:
+    """Print the figures and, per phase, the longest operators."""
+    from rich.table import Table
+
+    console = console_on(sys.stdout)
+    console.print(str(report), highlight=False, soft_wrap=True)
+    for timeline in (report.prefill, report.decode):
+        table = Table(title=f"{timeline.name}: {float(timeline.time) * _MILLI:.4g} ms", box=None)
+        for name, justify in _OPERATOR_COLUMNS.items():
+            table.add_column(name, justify=justify)
+        rows = sorted(timeline.rows(), key=lambda row: -row["share"])
+        for row in rows[:_TOP]:
+            table.add_row(
+                row["name"], f"{row['count']}", f"{row['time_us']:.4g}", f"{row['share']:.1%}",
+                row["limiter"], row["algorithm"],
+            )  # fmt: skip
+        if len(rows) > _TOP:
+            rest = sum(row["share"] for row in rows[_TOP:])
+            table.add_row(f"{len(rows) - _TOP} more", "", "", f"{rest:.1%}", "", "")
+        console.print(table)
+
+
+_OPERATOR_COLUMNS: dict[str, Any] = {
+    "operator": "left", "count": "right", "µs each": "right", "share": "right",
+    "limiter": "left", "algorithm": "left",
+}  # fmt: skip
+
+
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print rows of equal keys."""
+    from rich.table import Table
+
+    table = Table(title=title, box=None, title_justify="left")
+    for name, value in rows[0].items():
+        table.add_column(
+            name, justify="left" if isinstance(value, str) else "right", overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*map(_cell, row.values()))
+    console_on(sys.stdout).print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) else str("–" if value is None else value)
+
+
+def console_on(stream: Any) -> "Console":
+    """A console on *stream*; what is piped is not cut to a terminal's width."""
+    from rich.console import Console
+
+    # piped output is not cut to a terminal's width
+    width = None if stream.isatty() else 200
+    return Console(file=stream, width=width)
+
+
+def print_json(value: Any) -> None:
+    """Print JSON and nothing else."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def save_plot(timeline: "Timeline", path: Path) -> None:
+    """Write the timeline as a picture, by the ending of the name."""
+    import matplotlib as mpl
+
+    from hardware import SpecError
+
+    mpl.use("Agg")
+    known = {".png", ".svg", ".pdf"}
+    if path.suffix not in known:
+        raise SpecError(f"--plot {path}: a plot is written as {', '.join(sorted(known))}")
+    figure: Any = timeline.plot().get_figure(root=True)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], bbox_inches="tight")
+
+
+def save_trace(timelines: "list[Timeline]", path: Path) -> None:
+    """Write the timelines as a Chrome trace."""
+    from opgraph import trace
+
+    trace.save(path, timelines)
+
+
+def read_csv(path: Path) -> dict[str, list[str]]:
+    """The columns of a CSV table."""
+    import csv
+
+    from hardware import SpecError
+
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, restkey="", restval=""))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SpecError(f"{path} is not a CSV table: {error}") from None
+    if not rows:
+        raise SpecError(f"{path} has no rows: a line of column names and one line a shape")
+    if any("" in row for row in rows):
+        line = next(i for i, row in enumerate(rows, start=2) if "" in row)
+        raise SpecError(f"{path} line {line} has more cells than there are columns")
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def write_csv(path: Path | None, columns: dict[str, list[Any]]) -> None:
+    """Write columns as CSV: to *path*, or to standard output."""
+    import csv
+
+    def write(file: Any) -> None:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+    if path is None:
+        write(sys.stdout)
+        return
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        write(file)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside *path*, moved into its place when it is complete."""
+    from hardware import SpecError
+
+    if path.is_dir() or not path.parent.is_dir():
+        raise SpecError(f"{path} cannot be written: {'a folder' if path.is_dir() else 'no folder'}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
