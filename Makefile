@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test lint slow clean
 .DEFAULT_GOAL := demo
@@ -10,11 +11,17 @@ $(VENV)/demo: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "opgraph needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(PIP) --editable .
 	@touch $@
 
 $(VENV)/test: $(VENV)/demo
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(PIP) --editable '.[test]'
+	@touch $@
+
+# PyTorch, transformers and the measured tables: with them, tests that are skipped otherwise run
+$(VENV)/extras: $(VENV)/test
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[test,torch,validation]'
 	@touch $@
 
 demo: $(VENV)/demo
@@ -32,7 +39,7 @@ lint: $(VENV)/test
 test: lint
 	$(BIN)/pytest -m "not slow"
 
-slow: $(VENV)/test
+slow: $(VENV)/extras
 	$(BIN)/pytest -m slow
 
 clean:

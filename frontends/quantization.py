@@ -57,6 +57,10 @@ def declared(config: Config) -> Precision | None:
     """
     given = config.values.get("quantization_config")
     if given is None:
+        # of a multimodal model the text part alone may be quantised (Kimi K2.5)
+        text = config.values.get("text_config")
+        given = text.get("quantization_config") if isinstance(text, Mapping) else None
+    if given is None:
         return None
     if not isinstance(given, Mapping):
         raise SpecError(f"{config.name}: 'quantization_config' must be a table, not {given!r}")

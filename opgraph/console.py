@@ -66,7 +66,7 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:,.0f}" if value.is_integer() else f"{value:.6g}"
     return f"{value:,}" if isinstance(value, int) else str("–" if value is None else value)
 
 

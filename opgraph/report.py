@@ -143,7 +143,8 @@ class Report:
             "decode": describe_shares(self.decode),
         }
         point = self.point
-        where = f"{self.num_chips} chips of {point.platform.name}"
+        chips = "1 chip" if self.num_chips == 1 else f"{self.num_chips} chips"
+        where = f"{chips} of {point.platform.name}"
         title = f"{point.model.name} on {where}, cost model {point.cost.name}"
         return "\n".join([title, *(f"  {name:<11}{value}" for name, value in rows.items())])
 

@@ -9,14 +9,14 @@ import pytest
 from opgraph import cli
 
 DEMO = ["simulate", "llama-3.1-8b", "--platform", "dgx-h100", "--tp", "2", "--batch", "4"]
-REPORT_KEYS = set(
-    "ttft_ms tpot_ms throughput_tokens_per_s throughput_tokens_per_s_per_chip memory_GB_per_chip "
-    "weights_GB_per_chip kv_cache_GB_per_chip fits num_chips".split()
-)
-OPERATOR_KEYS = set(
-    "name kind count time_us share limiter flop bytes_read bytes_written bytes_sent stream "
-    "slack_us".split()
-)
+REPORT_KEYS = {
+    "ttft_ms", "tpot_ms", "throughput_tokens_per_s", "throughput_tokens_per_s_per_chip",
+    "memory_GB_per_chip", "weights_GB_per_chip", "kv_cache_GB_per_chip", "fits", "num_chips",
+}  # fmt: skip
+OPERATOR_KEYS = {
+    "name", "kind", "count", "time_us", "share", "limiter", "flop", "bytes_read",
+    "bytes_written", "bytes_sent", "stream", "slack_us",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ BAD = {
     "op gemm --chip h100-sxm --table {folder}": "{folder}",
     "op gemm --chip h100-sxm --table {binary}": "garbage.json",
     "op all_reduce -p dgx-h100 --bytes 1000 --chips 9": "9",
-    "op attention --chip h100-sxm --batch 1 --seq 9 --context 3 --heads 8 --head_dim 64": "context 3",
+    "op attention --chip h100-sxm --batch 1 --seq 9 --context 3 --heads 8 --head_dim 64": "longer",
     "op attention --chip h100-sxm --batch 1 --seq 9 --heads 8 --kv_heads 3 --head_dim 64": "3 KV",
     "list model": "models",
     "simulat": "simulate",

@@ -204,14 +204,6 @@ def _gemma4_channel(config: Config, index: int) -> Part:
 def _deepseek_v4(config: Config, index: int) -> CompressedAttention:
     heads = config.positive("num_attention_heads")
     size = head_dim(config, heads)
-    ratios = config.indices("compress_ratios")
-    layers = config.positive("num_hidden_layers")
-    # the multi-token prediction module's ratio may stand at the end
-    if len(ratios) - layers not in (0, 1):
-        raise SpecError(
-            f"{config.name}: 'compress_ratios' has {len(ratios)} entries, but "
-            f"'num_hidden_layers' is {layers}"
-        )
     groups = config.positive("o_groups")
     if heads % groups:
         raise SpecError(
@@ -225,11 +217,24 @@ def _deepseek_v4(config: Config, index: int) -> CompressedAttention:
         window=config.positive("sliding_window"),
         groups=groups,
         out_rank=config.positive("o_lora_rank"),
-        ratio=ratios[index],
+        ratio=_ratio(config, index),
         index_heads=config.positive("index_n_heads"),
         index_dim=config.positive("index_head_dim"),
         topk=config.positive("index_topk"),
     )
+
+
+def _ratio(config: Config, index: int) -> int:
+    """A layer's ratio; the list may have the multi-token prediction module's at its end."""
+    if not isinstance(config.get("compress_ratios"), list):
+        return config.whole("compress_ratios")
+    ratios, layers = config.indices("compress_ratios"), config.positive("num_hidden_layers")
+    if len(ratios) != layers + 1:
+        raise SpecError(
+            f"{config.name}: 'compress_ratios' has {len(ratios)} entries, but "
+            f"'num_hidden_layers' is {layers}"
+        )
+    return ratios[index]
 
 
 def _deepseek_v4_channel(config: Config, index: int) -> Part:

@@ -16,6 +16,7 @@ from frontends.decoder import Decoder, Layer, fold
 from frontends.encoder import Encoder, EncoderAttention, EncoderLayer, Neck, Stack
 from frontends.mixers import SelfAttention
 from frontends.vision import Chain, Patches, Projector
+from frontends.writer import NormKind
 from hardware import SpecError
 
 # pixels along an image's side where the tower takes any: what Gemma 3 scales every image to
@@ -235,25 +236,36 @@ def _minimax(decoder: Decoder, config: Config, vision: Config) -> Decoder:
 
 
 def _kimi(decoder: Decoder, _: Config, vision: Config) -> Decoder:
-    """Kimi K2.5: MoonViT (learned and rotary places), two by two patches become a token."""
+    """Kimi K2.5: MoonViT (learned and rotary places), two by two patches become a token.
+
+    Kimi K3's has no biases, RMS norms, and heads wider than its model; the tensors of its
+    projector (``patchmergerv2``) are not published in a library, and taken to be K2.5's.
+    """
     width, side = vision.positive("vt_hidden_size"), vision.indices("merge_kernel_size")
     if len(side) != _SIDES or side[0] != side[1] or not side[0]:
         raise SpecError(f"{vision.name}: 'merge_kernel_size' is {list(side)}, not a square's")
+    inner = vision.positive("qkv_hidden_size", width)
+    attention = _attention(vision, inner, "vt_num_attention_heads")
+    biased, biases = vision.flag("attn_bias", True), vision.flag("linear_bias", True)
+    kind: NormKind = "rms" if vision.word("norm_type") == "rmsnorm" else "layer"
     layer = EncoderLayer(
-        attention=replace(_attention(vision, width, "vt_num_attention_heads"), rotary=True),
-        ffn=_ffn(vision.positive("vt_intermediate_size")),
+        attention=replace(attention, rotary=True, bias=biased, out_bias=biased),
+        ffn=_ffn(vision.positive("vt_intermediate_size"), bias=biases),
+        norm=kind,
     )
     rows = vision.positive("init_pos_emb_height") * vision.positive("init_pos_emb_width")
     stem = Patches(
         model=width,
         pixels=_pixels(vision),
         patches=_patches(vision, side[0], ANY_SIZE),
-        bias=True,
+        bias=vision.flag("patch_embed_proj_bias", True),
         tables=(("places", rows),),
     )
     stack = Stack(count=vision.positive("vt_num_hidden_layers"), layer=layer, final_norm=True)
     merge = side[0] ** 2
-    projector = Projector(merge=merge, hidden=(merge * width,), bias=True, norm="patch")
+    projector = Projector(
+        merge=merge, hidden=(merge * width,), bias=biases, norm="patch", kind=kind
+    )
     return _see(decoder, stem, (stack,), projector)
 
 
@@ -373,5 +385,6 @@ MULTIMODAL: dict[str, Multimodal] = {
     "gemma3": Multimodal(_gemma3, "gemma3_text"),
     "gemma4": Multimodal(_gemma4, "gemma4_text"),
     "kimi_k25": Multimodal(_kimi, "kimi_k2"),
+    "kimi_k3": Multimodal(_kimi, "kimi_linear"),
     "minimax_m3_vl": Multimodal(_minimax, "minimax_m3"),
 }
