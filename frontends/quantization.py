@@ -46,6 +46,8 @@ _ALGORITHMS: dict[str, str] = {
 }  # fmt: skip
 # what ModelOpt writes where it leaves a class as it was
 _PLAIN = (None, "", "NONE")
+# a scale for each 128 × 128 weights, and for each 128 inputs (DeepSeek-V3, section 3.3.2)
+_FP8_BLOCKS = Scheme(as_format("fp8-block"), as_format("fp8-row"))
 
 
 def declared(config: Config) -> Precision | None:
@@ -69,7 +71,11 @@ def declared(config: Config) -> Precision | None:
 
 
 def _by_layer(given: Mapping[str, Any]) -> dict[WeightClass, Scheme]:
-    """Mixed precision: each quantised module is listed with its algorithm."""
+    """Mixed precision: each quantised module is listed with its algorithm.
+
+    What is not listed is as in the checkpoint it was made from: in 16 bit, or in blocks of FP8
+    where the keys of those are still there (DeepSeek-V4 with experts in NVFP4).
+    """
     listed = given.get("quantized_layers")
     if not isinstance(listed, Mapping):
         return {}
@@ -81,6 +87,8 @@ def _by_layer(given: Mapping[str, Any]) -> dict[WeightClass, Scheme]:
         for name, candidates in _MODULES.items():
             if any(c == inside or c.startswith(f"{inside}.") for c in candidates):
                 found.setdefault(name, _algorithm(how.get("quant_algo")))
+    if given.get("weight_block_size"):
+        return {**dict.fromkeys(("attention", "ffn", "shared"), _FP8_BLOCKS), **found}
     return found
 
 
@@ -99,6 +107,9 @@ def _by_exception(config: Config, given: Mapping[str, Any]) -> dict[WeightClass,
         for name, modules in _MODULES.items()
         if not any(_excepted(module, left_out, layers) for module in modules)
     }
+    if inner.word("expert_dtype") == "fp4":
+        # E2M1 with a power of two for each 32, entered by what the other matrices are (DeepSeek-V4)
+        kept["experts"] = Scheme(as_format("mxfp4"), scheme.inputs)
     # a checkpoint that quantises nothing else quantises its experts, whatever they are called
     return kept or {"experts": scheme}
 
@@ -135,8 +146,7 @@ def _scheme(config: Config, given: Mapping[str, Any]) -> Scheme:
         return _algorithm(given["quant_algo"])
     method = str(given.get("quant_method", ""))
     if method == "fp8":
-        blocks = given.get("weight_block_size")
-        return Scheme(as_format("fp8-block"), as_format("fp8-row")) if blocks else Scheme.of("fp8")
+        return _FP8_BLOCKS if given.get("weight_block_size") else Scheme.of("fp8")
     if method == "mxfp4":
         return Scheme.of("mxfp4")
     if method in ("awq", "gptq"):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from opgraph.timeline import Timeline
 
 _MILLI = 1e3
+_PLOT_SIZE = (10, 3)  # inches
 # operators in the table of a phase: what fits a screen beside the other figures
 _TOP = 8
 
@@ -86,15 +87,17 @@ def print_json(value: Any) -> None:
 
 def save_plot(timeline: "Timeline", path: Path) -> None:
     """Write the timeline as a picture, by the ending of the name."""
-    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     from hardware import SpecError
 
-    mpl.use("Agg")
     known = {".png", ".svg", ".pdf"}
     if path.suffix not in known:
         raise SpecError(f"--plot {path}: a plot is written as {', '.join(sorted(known))}")
-    figure: Any = timeline.plot().get_figure(root=True)
+    figure = Figure(figsize=_PLOT_SIZE, layout="constrained")
+    FigureCanvasAgg(figure)
+    timeline.plot(figure.subplots())
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], bbox_inches="tight")
 

@@ -25,12 +25,17 @@ HALF = Calibrated(dict.fromkeys(KINDS, Efficiency(0.6, 0.7, 3e-6)))
 
 @pytest.fixture(autouse=True)
 def _no_screen() -> Iterator[None]:
-    before = dict(mpl.rcParams)
+    before = _settings()
     with mpl.rc_context(), plt.style.context("default"):
         plt.switch_backend("agg")
         yield
     plt.close("all")
-    assert dict(mpl.rcParams) == before
+    assert _settings() == before
+
+
+def _settings() -> dict[str, Any]:
+    """All but the backend, which is chosen when the first figure is made."""
+    return {name: value for name, value in dict(mpl.rcParams).items() if name != "backend"}
 
 
 def report(model: str = "llama-3.1-70b", tp: int = 8, batch: Any = 32, **more: Any) -> Report:
