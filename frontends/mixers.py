@@ -130,8 +130,14 @@ class SelfAttention:
         if self.qk_norm:
             shape = slice(-2, None) if self.qk_norm in ("whole", "each") else slice(-1, None)
             weights = slice(0, 0) if self.qk_norm == "plain" else shape
+            each = self.qk_norm == "each"
             query, key = (
-                writer.norm(f"{name}_norm", tensor, dim=" ".join(tensor.dims[weights]))[0]
+                writer.norm(
+                    f"{name}_norm",
+                    tensor,
+                    dim=" ".join(tensor.dims[weights]),
+                    over=tensor.dims[-1] if each else "",
+                )[0]
                 for name, tensor in (("q", query), ("k", key))
             )
         if self.keys_are_values:

@@ -164,17 +164,19 @@ class Writer:
         *residual: Tensor,
         dim: str = "model",
         kind: "NormKind | None" = None,
+        over: str = "",
     ) -> tuple[Tensor, ...]:
         """Normalise *x*, or its sum with *residual*; what comes out is also the sum then.
 
         *dim* are the weight's dimensions; none: there is no weight. *kind*: the model's own.
+        *over*: what the mean is over, if not over the weight's dimensions.
         """
         inputs = [x, *residual]
         if dim:
             inputs.append(self.weight(f"{name}.weight", dim))
         if dim and (kind or self.norm_kind) == "layer":
             inputs.append(self.weight(f"{name}.bias", dim))
-        return self.build.add(Norm(name=self.prefix + name, inputs=tuple(inputs)))
+        return self.build.add(Norm(name=self.prefix + name, inputs=tuple(inputs), over=over))
 
     def elementwise(self, name: str, *inputs: Tensor, flop: float = 1.0) -> Tensor:
         """An elementwise operation with a result like the first input."""

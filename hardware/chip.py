@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeAlias, cast
 
 from hardware.errors import SpecError, nearest, shown
-from hardware.link import STRICT, Fabric, Link, check_positive
+from hardware.link import STRICT, Fabric, Link, check_positive, in_double, widen
 from hardware.specs import (
     Bytes,
     BytesPerSecond,
@@ -61,6 +61,7 @@ class Memory:
 
     def __post_init__(self) -> None:
         check_positive(self.name, capacity=self.capacity, bandwidth=self.bandwidth)
+        widen(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,9 @@ class Chip:
             self.name, vector=self.vector, cores=self.cores, clock=self.clock, power=self.power
         )
         check_positive(self.name, **self.matrix)
+        widen(self)
+        rates = {dtype: in_double(rate) for dtype, rate in self.matrix.items()}
+        object.__setattr__(self, "matrix", rates)
 
     @property
     def memory_capacity(self) -> Number:

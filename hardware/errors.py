@@ -42,4 +42,8 @@ def shown(value: object) -> str:
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = TEXT_SHOWN
     short.maxlevel = 2
-    return " ".join(short.repr(value).split())
+    try:
+        text = short.repr(value)
+    except ValueError:  # Python writes out no integer of more than 4300 digits
+        text = f"<{type(value).__name__} of thousands of digits>"
+    return " ".join(text.split())

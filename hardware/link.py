@@ -23,6 +23,22 @@ def check_positive(owner: str, **values: Number | None) -> None:
             raise SpecError(f"{name} of {owner} must be finite and positive, not {shown(value)}")
 
 
+def widen(spec: object) -> None:
+    """Turn the arrays and NumPy numbers among the fields of *spec* into double precision.
+
+    What is computed with them takes their type: a peak in float32 would round every time.
+    """
+    for name, value in vars(spec).items():
+        object.__setattr__(spec, name, in_double(value))
+
+
+def in_double(value: Any) -> Any:
+    """Return *value*; in double precision if it is an array of numbers or a NumPy number."""
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "iuf":
+        return value.astype(np.float64, copy=False) if np.ndim(value) else float(value)
+    return value
+
+
 def _least(value: Any) -> float:
     """Return the least element, NaN if one is not a finite number."""
     try:
@@ -51,6 +67,7 @@ class Link:
         check_positive("a link", bandwidth=self.bandwidth)
         if not (_least(self.latency) >= 0):
             raise SpecError(f"latency of a link must be 0 or more, not {shown(self.latency)}")
+        widen(self)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from hardware import Number
 from opgraph.arithmetic import product, smaller
 from opgraph.sizes import Sizes
 from opgraph.tensor import Tensor, as_format
-from opgraph.work import Operator, Work
+from opgraph.work import Basis, Operator, Work, unlike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,26 @@ class Attention(Operator):
     def outputs(self) -> tuple[Tensor, ...]:
         query, _, value, *_ = self.inputs
         return (self._make(self.name, (*query.dims[:-1], value.dims[-1]), query.format),)
+
+    def complaint(self, basis: Basis) -> str:
+        _, key, value, *_ = self.inputs
+        if key.dims[:-1] != value.dims[:-1]:
+            return f"the values {value} do not fit the keys {key}"
+        return self._mismatch((0, 1)) or self._unlike_caches(basis, key, value)
+
+    def _mismatch(self, *pairs: tuple[int, int]) -> str:
+        """What to say of queries that cannot be multiplied with keys: *pairs* of inputs."""
+        for query, key in ((self.inputs[i], self.inputs[j]) for i, j in pairs):
+            if query.dims[:1] != key.dims[:1] or query.dims[-1] != key.dims[-1]:
+                return f"the queries {query} do not fit the keys {key}"
+        return ""
+
+    def _unlike_caches(self, basis: Basis, *new: Tensor) -> str:
+        """What to say of a cache that is not as the *new* tensors that it keeps."""
+        caches = [tensor for tensor in self.inputs if tensor.role == "cache"]
+        places = [dim for cache in caches for dim in cache.dims if dim.startswith("context")]
+        known = (dim for tensor in new for dim in tensor.dims)
+        return unlike(caches, dict.fromkeys((*known, *places)), basis)
 
     def pairs(self, sizes: Sizes) -> Number:
         """Query–key pairs of one sequence and head: ``seq × context`` less what is masked."""
@@ -120,6 +140,9 @@ class AbsorbedAttention(Attention):
     read once for all heads and serves as key and as value.
     """
 
+    def complaint(self, basis: Basis) -> str:
+        return self._mismatch((0, 2), (1, 3)) or self._unlike_caches(basis, *self.inputs[2:4])
+
     def flop(self, sizes: Sizes) -> Number:
         query, rotary, value, *_ = self.inputs
         rows = self.size(sizes, *query.dims[:-3], query.dims[-2])
@@ -135,6 +158,9 @@ class DecompressedAttention(Attention):
     and values, for every token of the context; then what an indexer chose, if there is one. Each
     head reads its keys whole, the shared part too; there is no cache but that of the latents.
     """
+
+    def complaint(self, basis: Basis) -> str:
+        return self._mismatch((0, 2), (1, 3))
 
     @cached_property
     def outputs(self) -> tuple[Tensor, ...]:
@@ -201,6 +227,9 @@ class Choose(Attention):
     # rectify, weigh, sum over the heads
     FLOP_PER_SCORE: ClassVar[int] = 3
 
+    def complaint(self, basis: Basis) -> str:
+        return self._mismatch((0, 1)) or self._unlike_caches(basis, self.inputs[1])
+
     @cached_property
     def outputs(self) -> tuple[Tensor, ...]:
         dims = (*self.inputs[0].dims[:-2], self.best)
@@ -236,6 +265,9 @@ class CompressedAttention(Attention):
 
     ratio: int = 0
     best: str | None = None
+
+    def complaint(self, basis: Basis) -> str:
+        return self._mismatch((0, 1)) or self._unlike_caches(basis, self.inputs[1])
 
     @cached_property
     def outputs(self) -> tuple[Tensor, ...]:

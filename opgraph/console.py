@@ -6,7 +6,7 @@ Files are written under a temporary name beside their place and moved into it wh
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,6 +78,17 @@ def console_on(stream: Any) -> "Console":
     # piped output is not cut to a terminal's width
     width = None if stream.isatty() else 200
     return Console(file=stream, width=width)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[list[Any]], Iterable[Any]]]:
+    """What wraps a list to show on standard error how far it is, on a terminal only."""
+    from rich.progress import track
+
+    yield lambda things: track(
+        things, what, console=console_on(sys.stderr), transient=True,
+        disable=not sys.stderr.isatty(),
+    )  # fmt: skip
 
 
 def print_json(value: Any) -> None:

@@ -2,7 +2,8 @@
 
 `Roofline` is the ideal: the longer of computing at the datasheet's peak and moving at the
 datasheet's bandwidth. `Calibrated` takes efficiencies and fixed overheads per kind of operator
-from data and is the ideal where there are none. Both price collectives by latency and bandwidth
+from the user and is the ideal where there are none. `fitted.Fitted` has kernels fitted on
+measurements. The first two price collectives by latency and bandwidth
 (α–β) with the fastest algorithm that the links allow.
 """
 
@@ -20,10 +21,11 @@ from opgraph.operator import Collective, Operator, Work
 from opgraph.plan import Plan
 from opgraph.sizes import Sizes
 
-COMPUTE, MEMORY, LAUNCH, NETWORK_BANDWIDTH, NETWORK_LATENCY = range(5)
+# in the order of `kernels.Limiter`
+LIMITERS = ("compute", "memory", "cache", "launch", "network bandwidth", "network latency")
+COMPUTE, MEMORY, _, LAUNCH, NETWORK_BANDWIDTH, NETWORK_LATENCY = range(len(LIMITERS))
 # a conversion and a product with the scale for each weight that is stored narrower than it is used
 UNPACK_FLOP = 2
-LIMITERS = ("compute", "memory", "launch", "network bandwidth", "network latency")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class Cost:
     work : what was asked of the chip.
     algorithm : of a collective, the one chosen (the first point's where sizes are arrays).
     group_size : chips that take part in it.
+    low, high : seconds between which 80 % of measurements lie; None: as *time*, a bound.
+    provenance : ``ideal``, ``measured`` (a fit of this chip), ``transferred``.
     """
 
     time: Number
@@ -44,6 +48,9 @@ class Cost:
     work: Work
     algorithm: str = ""
     group_size: Number = 1
+    low: Number | None = None
+    high: Number | None = None
+    provenance: str = "ideal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +94,8 @@ class Efficiency:
 
 
 NEUTRAL = Efficiency()
+# levels of fidelity: the roofline, and those of `fitted.Fitted`
+LEVELS = ("ideal", "calibrated", "tiled", "corrected")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +120,7 @@ class Calibrated:
 
     efficiencies: Mapping[str, Efficiency] = field(default_factory=dict)
     source: str = "none: neutral"
-    name: str = "calibrated"
+    name: str = "efficiencies"
     tolerance: float = 1e-6
 
     def cost(self, operator: Operator, sizes: Sizes, machine: Machine) -> Cost:
@@ -128,19 +137,31 @@ def cost_model(choice: str | CostModel) -> CostModel:
     """
     if not isinstance(choice, str):
         return choice
-    known: dict[str, CostModel] = {"ideal": Roofline(), "calibrated": Calibrated()}
-    if choice not in known:
-        raise SpecError(f"no cost model {choice!r}{nearest(choice, list(known))}")
-    return known[choice]
+    if choice not in LEVELS:
+        raise SpecError(f"no cost model {choice!r}{nearest(choice, LEVELS)}")
+    if choice == "ideal":
+        return Roofline()
+    from opgraph.fitted import Fitted
+
+    return Fitted(choice)
 
 
 def price(operator: Operator, sizes: Sizes, machine: Machine, model: CostModel) -> Cost:
     """The cost of *operator* by *model*; none where what it is for is absent (zero images)."""
-    found = model.cost(operator, sizes, machine)
     if not operator.given:
-        return found
-    present = sizes[operator.given] > 0
-    return replace(found, time=where(present, found.time, 0.0), work=found.work * present)
+        return model.cost(operator, sizes, machine)
+    given = sizes[operator.given]
+    # priced as if it were there, so that nothing is divided by nothing, and left out after that
+    there = {**sizes.numbers, operator.given: larger(given, 1)}
+    found = model.cost(operator, replace(sizes, numbers=there), machine)
+    here = given > 0
+    bounds = {
+        name: where(here, bound, 0.0)
+        for name, bound in (("low", found.low), ("high", found.high))
+        if bound is not None
+    }
+    time, work = where(here, found.time, 0.0), found.work * here
+    return replace(found, time=time, work=work, **bounds)
 
 
 def _cost(operator: Operator, sizes: Sizes, machine: Machine, reached: Efficiency) -> Cost:

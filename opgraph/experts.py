@@ -18,6 +18,7 @@ from hardware import Number
 from opgraph.operator import Einsum, Operator, Work
 from opgraph.sizes import Sizes
 from opgraph.tensor import Tensor
+from opgraph.work import Basis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,10 @@ class Dispatch(Operator):
 
     kind = "dispatch"
 
+    def complaint(self, basis: Basis) -> str:
+        tokens, routes = self.inputs
+        return "" if tokens.dims[:-1] == routes.dims[:-1] else f"{routes} does not route {tokens}"
+
     @cached_property
     def outputs(self) -> tuple[Tensor, ...]:
         tokens, routes = self.inputs
@@ -70,6 +75,10 @@ class Combine(Operator):
     @property
     def contracted(self) -> frozenset[str]:
         return frozenset(self.inputs[0].dims[-2:-1])
+
+    def complaint(self, basis: Basis) -> str:
+        rows, routes = self.inputs
+        return "" if rows.dims[:-1] == routes.dims else f"{routes} does not weigh {rows}"
 
     def flop(self, sizes: Sizes) -> Number:
         return 2 * self.inputs[0].numel(sizes)
@@ -118,13 +127,13 @@ class GroupedEinsum(Einsum):
     def rows(self, sizes: Sizes) -> Number:
         """Rows on the busiest chip, expected."""
         mean = self.size(sizes, *self.roles["m"])
-        return mean * imbalance(*self._routing(sizes))
+        return mean * imbalance(*self.routing(sizes))
 
     def touched(self, sizes: Sizes) -> Number:
         """Experts of the busiest chip that at least one row goes to, expected."""
-        return touched_experts(*self._routing(sizes), self.tokens(sizes))
+        return touched_experts(*self.routing(sizes), self.tokens(sizes))
 
-    def _routing(self, sizes: Sizes) -> tuple[int, int, Number, Number]:
+    def routing(self, sizes: Sizes) -> tuple[int, int, Number, Number]:
         """Experts, experts per token, skew, and the chips that the experts are dealt out to."""
         parts = sizes.ways(self.layout.get(self.experts, ()))
         experts, topk = int(sizes[self.experts]), int(sizes[self._topk])

@@ -4,6 +4,7 @@ Eighty equal layers are one block × 80. What a block hands from one repetition 
 *carried*: pairs of a tensor's name on entry and on exit.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,9 +14,10 @@ import networkx as nx
 
 from hardware import Number
 from hardware.errors import nearest
-from opgraph.operator import Einsum, Operator
+from opgraph.operator import Operator
 from opgraph.sizes import Expression, Sizes
 from opgraph.tensor import Tensor
+from opgraph.work import Basis
 
 
 class GraphError(ValueError):
@@ -71,23 +73,41 @@ class Graph:
                 producer |= {tensor.name: operator.name for tensor in operator.outputs}
         return graph
 
+    @cached_property
+    def shared(self) -> frozenset[str]:
+        """The weights and caches that several blocks read: one for all, also of a block that
+        repeats. What a single block reads, each of its repetitions has for itself.
+        """
+        blocks = [
+            {t.name for op in block.operators for t in op.inputs if t.role != "activation"}
+            for block in self.blocks
+        ]
+        uses = Counter(name for names in blocks for name in names)
+        return frozenset(name for name, count in uses.items() if count > 1)
+
     def tensors(self, role: str) -> Iterator[tuple[Tensor, int]]:
-        """The weights or caches, each once, with the count of its block."""
+        """The weights or caches, each once, with how many of it there are."""
         seen: set[str] = set()
         for operator, count in self.operators:
             for tensor in operator.inputs:
                 if tensor.role == role and tensor.name not in seen:
                     seen.add(tensor.name)
-                    yield tensor, count
+                    yield tensor, 1 if tensor.name in self.shared else count
 
     def nbytes(self, role: str, sizes: Sizes) -> Number:
         """Bytes of all weights or caches on one chip."""
         return sum(tensor.nbytes(sizes) * count for tensor, count in self.tensors(role))
 
+    def basis(self, dim: str) -> frozenset[str]:
+        """What *dim* is made up of: itself, or what its expression is over."""
+        if dim not in self.derived:
+            return frozenset({dim})
+        return frozenset[str]().union(*map(self.basis, self.derived[dim].names))
+
     def unroll(self) -> "Graph":
         """The same graph with every repetition written out."""
         blocks: list[Block] = []
-        rename: dict[str, str] = {}
+        rename = {name: name for name in self.shared}
         for block in self.blocks:
             blocks += _repetitions(block, rename)
         return replace(self, blocks=tuple(blocks))
@@ -98,7 +118,7 @@ class Graph:
         Raises
         ------
         GraphError : a name given twice, a tensor read before it is made or with other
-            dimensions than it was made with, a pattern that does not fit its operands.
+            dimensions than it was made with, inputs that do not fit each other.
         """
         known = {tensor.name: tensor for tensor in self.inputs}
         names: set[str] = set()
@@ -109,7 +129,7 @@ class Graph:
                 if operator.name in names:
                     raise GraphError(f"{self.name}: two operators are called {operator.name!r}")
                 names.add(operator.name)
-                _check_operator(operator, known)
+                _check_operator(operator, known, self.basis)
             _check_carried(block, known)
         return self
 
@@ -133,7 +153,7 @@ def _repetitions(block: Block, rename: dict[str, str]) -> Iterator[Block]:
         prefix = f"{index}." if block.count > 1 else ""
         operators = []
         for operator in block.operators:
-            inputs = tuple(_renamed(t, rename, prefix, block) for t in operator.inputs)
+            inputs = tuple(_renamed(t, rename, prefix) for t in operator.inputs)
             renamed = replace(operator, name=prefix + operator.name, inputs=inputs)
             rename |= {
                 old.name: new.name
@@ -145,15 +165,13 @@ def _repetitions(block: Block, rename: dict[str, str]) -> Iterator[Block]:
     rename |= before
 
 
-def _renamed(tensor: Tensor, rename: dict[str, str], prefix: str, block: Block) -> Tensor:
-    if tensor.role == "activation":
-        return replace(tensor, name=rename.get(tensor.name, tensor.name))
-    return replace(tensor, name=prefix + tensor.name) if block.count > 1 else tensor
+def _renamed(tensor: Tensor, rename: dict[str, str], prefix: str) -> Tensor:
+    own = tensor.name if tensor.role == "activation" else prefix + tensor.name
+    return replace(tensor, name=rename.get(tensor.name, own))
 
 
-def _check_operator(operator: Operator, known: dict[str, Tensor]) -> None:
+def _check_operator(operator: Operator, known: dict[str, Tensor], basis: Basis) -> None:
     for tensor in operator.inputs:
-        _check_dims(operator, tensor)
         before = known.get(tensor.name)
         if before is None and tensor.role == "activation":
             raise GraphError(
@@ -163,30 +181,12 @@ def _check_operator(operator: Operator, known: dict[str, Tensor]) -> None:
         if before is not None and (before.dims, before.format) != (tensor.dims, tensor.format):
             raise GraphError(f"{operator.name} reads {tensor} but it was made as {before}")
         known[tensor.name] = tensor
-    if isinstance(operator, Einsum):
-        _check_pattern(operator)
+    if complaint := operator.complaint(basis):
+        raise GraphError(f"{operator.name}: {complaint}")
     for tensor in operator.outputs:
         if tensor.name in known:
             raise GraphError(f"{operator.name}: {tensor.name!r} is made twice")
-        _check_dims(operator, tensor)
         known[tensor.name] = tensor
-
-
-def _check_dims(operator: Operator, tensor: Tensor) -> None:
-    if len(set(tensor.dims)) < len(tensor.dims):
-        raise GraphError(f"{operator.name}: {tensor} has a dimension twice")
-
-
-def _check_pattern(operator: Einsum) -> None:
-    if len(operator.operands) != len(operator.inputs[:2]):
-        raise GraphError(
-            f"{operator.name}: {operator.pattern!r} is not a product of two: write several"
-        )
-    for dims, tensor in zip(operator.operands, operator.inputs, strict=False):
-        if dims != tensor.dims:
-            raise GraphError(
-                f"{operator.name}: the pattern reads [{' '.join(dims)}] but the tensor is {tensor}"
-            )
 
 
 def _check_carried(block: Block, known: dict[str, Tensor]) -> None:

@@ -3,7 +3,7 @@
 To add one, subclass `Operator`: say what comes out (`outputs`) and how much arithmetic that is
 (`flop`); override `work` where the traffic is not simply that of its tensors. How it is sharded
 follows from the names of its dimensions; say what it contracts (`contracted`) and which
-dimensions it needs whole (`whole`).
+dimensions it needs whole (`whole`). What `Graph.check` should refuse, `complaint` says.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from hardware import Number
 from opgraph.attention import Attention
 from opgraph.sizes import Axes, Sizes
 from opgraph.tensor import Format, Tensor, as_format
-from opgraph.work import Operator, Work
+from opgraph.work import Basis, Operator, Work, unlike
 
 __all__ = [
     "Activation",
@@ -68,7 +68,7 @@ class Lookup(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Einsum(Operator):
-    """A contraction given by names: ``"batch seq model, model ffn -> batch seq ffn"``.
+    """A product of two given by names: ``"batch seq model, model ffn -> batch seq ffn"``.
 
     Inputs beyond those of the pattern are biases, added to the result. *dtype_out* is the
     result's format, that of the first input if not given.
@@ -88,7 +88,7 @@ class Einsum(Operator):
     @cached_property
     def result(self) -> tuple[str, ...]:
         """The dimensions of the result."""
-        return tuple(self.pattern.split("->")[1].split())
+        return tuple(self.pattern.partition("->")[2].split())
 
     @cached_property
     def outputs(self) -> tuple[Tensor, ...]:
@@ -99,6 +99,20 @@ class Einsum(Operator):
     @cached_property
     def contracted(self) -> frozenset[str]:
         return frozenset(dim for dims in self.operands for dim in dims) - set(self.result)
+
+    def complaint(self, basis: Basis) -> str:
+        if "->" not in self.pattern:
+            return f"{self.pattern!r} has no '->' before its result"
+        if len(self.operands) != len(self.inputs[:2]):
+            return f"{self.pattern!r} is not a product of two: write several"
+        for dims, tensor in zip(self.operands, self.inputs, strict=False):
+            if dims != tensor.dims:
+                return f"the pattern reads [{' '.join(dims)}] but the tensor is {tensor}"
+        known = tuple(dict.fromkeys(dim for dims in self.operands for dim in dims))
+        for dim in self.result:
+            if dim not in known:
+                return f"{dim!r} of the result is in no operand of {self.pattern!r}"
+        return unlike(self.inputs[2:], known, basis)
 
     @cached_property
     def roles(self) -> dict[str, tuple[str, ...]]:
@@ -165,6 +179,9 @@ class Add(Elementwise):
     def summands(self) -> tuple[Tensor, ...]:
         return self.activations
 
+    def complaint(self, basis: Basis) -> str:
+        return unlike(self.inputs, self.outputs[0].dims, basis)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scale(Elementwise):
@@ -202,11 +219,16 @@ class Activation(Elementwise):
 
 @dataclass(frozen=True, kw_only=True)
 class Norm(Operator):
-    """RMS or layer normalisation over the last dimension, with the residual sum fused into it.
+    """RMS or layer normalisation with the residual sum fused into it.
 
     Inputs are the activation, then the residual if there is one, then weight and bias. With a
-    residual, what comes out is the normalised sum and the sum.
+    residual, what comes out is the normalised sum and the sum. The mean is taken over the
+    dimensions *over*: if not given, those of the weight, or the last one where there is none.
+    Where these are split, each chip has a part of the mean, and 4 bytes a token are summed over
+    chips (as by vLLM's ``MiniMaxText01RMSNormTP``).
     """
+
+    over: str = ""
 
     kind = "norm"
     # square, accumulate, scale, weight: RMSNorm (Zhang & Sennrich 2019); a mean and a bias more
@@ -218,6 +240,19 @@ class Norm(Operator):
         first, *residual = self.activations
         normed = self._make(self.name, first.dims, first.format)
         return (normed, *(self._make(f"{self.name}.sum", r.dims, r.format) for r in residual))
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        weights = (tensor.dims for tensor in self.inputs if tensor.role == "weight")
+        return tuple(self.over.split()) or next(weights, self.inputs[0].dims[-1:])
+
+    def complaint(self, basis: Basis) -> str:
+        first, *residual = self.activations
+        for tensor in residual:
+            if tensor.dims != first.dims:
+                return f"{tensor} is not like {first}"
+        kept = tuple(tensor for tensor in self.inputs if tensor.role != "activation")
+        return unlike(kept, first.dims, basis) or _missing(self.over, first)
 
     def flop(self, sizes: Sizes) -> Number:
         extra = len(self.inputs) - 2
@@ -317,17 +352,27 @@ class Sample(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Collective(Operator):
-    """A transfer among the chips along *axes* of the plan, derived by `passes.shard`."""
+    """A transfer among the chips along *axes* of the plan, derived by `passes.shard`.
+
+    If *over* is given, what is exchanged is not the input but a 32-bit mean over those dimensions.
+    """
 
     collective: CollectiveKind
     axes: Axes
+    over: tuple[str, ...] = ()
 
     stream = "communication"
+    MEAN: ClassVar[float] = as_format("fp32").nbytes
 
     @property
     def kind(self) -> str:  # type: ignore[override]
         """The collective's own name."""
         return self.collective
+
+    @property
+    def in_place(self) -> bool:  # type: ignore[override]
+        """Whether the result replaces what was there: a sum does, the others need a buffer."""
+        return self.collective == "all_reduce"
 
     @cached_property
     def outputs(self) -> tuple[Tensor, ...]:
@@ -337,4 +382,13 @@ class Collective(Operator):
 
     def work(self, sizes: Sizes) -> Work:
         held = self.outputs[0] if self.collective == "all_gather" else self.inputs[0]
-        return Work(sent=held.nbytes(sizes) * (sizes.ways(self.axes) > 1))
+        nbytes = held.nbytes(sizes)
+        if self.over:
+            nbytes = self.MEAN * self.size(sizes, *(d for d in held.dims if d not in self.over))
+        return Work(sent=nbytes * (sizes.ways(self.axes) > 1))
+
+
+def _missing(dims: str, tensor: Tensor) -> str:
+    """What to say where *tensor* has not all of *dims*."""
+    missing = [dim for dim in dims.split() if dim not in tensor.dims]
+    return f"{tensor} has no {missing[0]!r}" if missing else ""

@@ -4,7 +4,8 @@
 Austin et al., How to Scale Your Model, 2025, chapter 3): a contraction over a split dimension
 leaves partial sums, so an all-reduce follows, or a reduce-scatter where the reader wants the
 result split; a dimension that a reader needs whole is gathered; a split that moves from one
-dimension to another is an all-to-all. Taking one's own part of a whole tensor is free.
+dimension to another is an all-to-all. Taking one's own part of a whole tensor is free. A norm
+over a split dimension sums its statistics over chips.
 """
 
 from collections.abc import Sequence
@@ -74,11 +75,32 @@ class _Sharding:
             else tensor.laid_out(layout)
             for tensor in operator.inputs
         )
+        inputs = self._exchange(operator, inputs, layout)
         placed = replace(operator, inputs=inputs, layout=layout)
         self.operators[placed.name] = placed
         for before, after in zip(operator.outputs, placed.outputs, strict=True):
             self.tensors[before.name] = after
             self.given[after.name] = operator.given
+
+    def _exchange(
+        self, operator: Operator, inputs: tuple[Tensor, ...], layout: Layout
+    ) -> tuple[Tensor, ...]:
+        """The inputs, the first one's statistics summed over chips if *layout* splits them."""
+        split = (axis for dim in operator.statistics for axis in layout.get(dim, ()))
+        axes = tuple(dict.fromkeys(split))
+        if not axes:
+            return inputs
+        exchange = Collective(
+            name=f"{operator.name}.statistics",
+            inputs=inputs[:1],
+            collective="all_reduce",
+            axes=axes,
+            over=operator.statistics,
+            layout=layout,
+            given=operator.given,
+        )
+        self.operators[exchange.name] = exchange
+        return exchange.outputs + inputs[1:]
 
     def _waiting(self, operator: Operator) -> frozenset[str]:
         """The inputs that may stay partial: all summands, if they wait for the same sum."""

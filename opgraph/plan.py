@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from hardware import Number, SpecError
-from opgraph.arithmetic import product
+from opgraph.arithmetic import as_count, product
 from opgraph.sizes import Axes, Expression, Sizes, Split
 
 # What each axis splits, by the word of the dimension. Megatron-LM (Shoeybi et al. 2019): heads
@@ -30,7 +30,7 @@ SPLITS: dict[str, Split] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a model is spread over chips. Every degree is an integer ≥ 1 or an array of them.
+    """How a model is spread over chips. Every degree is a whole number ≥ 1 or an array of them.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class Plan:
 
     Raises
     ------
-    SpecError : a degree that is not a whole number ≥ 1.
+    SpecError : a degree that is not a whole number from 1 to 2⁴⁰.
     """
 
     tp: Number = 1
@@ -50,9 +50,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         for axis in self.AXES:
-            degree = getattr(self, axis)
-            if not _is_count(degree):
-                raise SpecError(f"{axis}={degree!r}: a plan's degree is a whole number ≥ 1")
+            degree = as_count(axis, getattr(self, axis), of=" of chips")
+            object.__setattr__(self, axis, degree)
 
     @cached_property
     def degrees(self) -> dict[str, Number]:
@@ -105,24 +104,13 @@ class Plan:
         small, large = np.minimum(whole, ways), np.maximum(whole, ways)
         uneven = large % small if rule.uneven == "replicate" else np.mod(whole, ways)
         if np.any(uneven):
-            at = np.argmax(np.broadcast_to(uneven, np.broadcast(whole, ways).shape) != 0)
-            axis, n = (
-                " × ".join(rule.axes),
-                np.broadcast_to(ways, np.broadcast(whole, ways).shape).flat[at],
-            )
+            shape = np.broadcast_shapes(np.shape(whole), np.shape(ways))
+            at = np.argmax(np.broadcast_to(uneven, shape) != 0)
+            axis, n = " × ".join(rule.axes), int(np.broadcast_to(ways, shape).flat[at])
             raise SpecError(
                 f"{axis}={n} does not divide the {_most(whole)} {dim} of the model evenly; "
                 f"{_divisors(int(_most(whole)))} would"
             )
-
-
-def _is_count(degree: object) -> bool:
-    if isinstance(degree, np.ndarray):
-        return bool(
-            degree.size and degree.dtype.kind in "iuf" and np.all(np.isfinite(degree))
-            and np.all(degree >= 1) and np.all(degree == np.floor(degree))
-        )  # fmt: skip
-    return isinstance(degree, int) and not isinstance(degree, bool) and degree >= 1
 
 
 def _most(value: Number) -> Number:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware import Number, Platform
+from hardware import Number, Platform, SpecError
 from opgraph.cost import CostModel, Machine
 from opgraph.graph import Graph
 from opgraph.memory import Footprint, peak_activations
@@ -83,11 +83,30 @@ class Point:
             capacity=self.platform.chip.memory_capacity,
         )
 
+    def check(self) -> "Point":
+        """The point itself, if its parts go together.
+
+        Raises
+        ------
+        SpecError : arrays that do not broadcast together, a plan that the platform or the model
+            does not allow, images that do not fit the model or the prompt.
+        """
+        _ = self.shape
+        self.plan.check(self.model.numbers, self.platform.num_chips, self.platform.name)
+        self.model.check_images(self.workload.images, self.workload.prompt)
+        return self
+
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """What all the arrays in the point broadcast to; () for a single point."""
-        shapes = (array.shape for array in self._arrays)
-        return np.broadcast_shapes(*shapes)
+        shapes = dict.fromkeys(array.shape for array in self._arrays)
+        try:
+            return np.broadcast_shapes(*shapes)
+        except ValueError:
+            raise SpecError(
+                f"arrays of the shapes {' and '.join(map(str, shapes))} in platform, plan and "
+                "workload do not broadcast together: give each its own axis, as in x[:, None]"
+            ) from None
 
     @property
     def _arrays(self) -> list[Array]:

@@ -253,15 +253,18 @@ class Rwkv7Rule(LinearAttention):
 class GatedNorm(Norm):
     """Normalisation with a SiLU or sigmoid gate fused into it: of a recurrence's result.
 
-    Inputs are the activation, the gate, weight and bias. Heads that are split are normalised
-    where they are: the sum of squares over all (4 bytes a token, if the norm spans them) is not
-    exchanged.
+    Inputs are the activation, the gate, weight and bias. It is over each head or group by itself,
+    whatever the weight's dimensions; a norm that spans all heads says so in *over*.
     """
 
     @cached_property
     def outputs(self) -> tuple[Tensor, ...]:
         first = self.inputs[0]
         return (self._make(self.name, first.dims, first.format),)
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        return tuple(self.over.split()) or self.inputs[0].dims[-1:]
 
     def flop(self, sizes: Sizes) -> Number:
         return super().flop(sizes) + SILU_FLOP * self.outputs[0].numel(sizes)

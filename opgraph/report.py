@@ -32,6 +32,18 @@ class Report:
     memory: Footprint
 
     @property
+    def ttft_interval(self) -> tuple[Number, Number]:
+        """Seconds between which 80 % of such prefills lie; both *ttft* under the ideal."""
+        return self.prefill.interval
+
+    @property
+    def tpot_interval(self) -> tuple[Number, Number]:
+        """Seconds between which 80 % of such decode steps lie, as wide as the middle step's."""
+        low, high = self.decode.interval
+        scale = self.tpot / self.decode.time
+        return low * scale, high * scale
+
+    @property
     def latency(self) -> Number:
         """Seconds from the prompt to the last token."""
         return self.ttft + (self.point.workload.output - 1) * self.tpot
@@ -108,6 +120,10 @@ class Report:
             "cost_model": self.point.cost.name,
             "ttft_ms": self.ttft * milli,
             "tpot_ms": self.tpot * milli,
+            "ttft_low_ms": float(self.ttft_interval[0]) * milli,
+            "ttft_high_ms": float(self.ttft_interval[1]) * milli,
+            "tpot_low_ms": float(self.tpot_interval[0]) * milli,
+            "tpot_high_ms": float(self.tpot_interval[1]) * milli,
             "latency_ms": self.latency * milli,
             "throughput_tokens_per_s": self.throughput,
             "throughput_tokens_per_s_per_chip": self.throughput_per_chip,
@@ -122,6 +138,8 @@ class Report:
             "phases": {
                 name: {
                     "time_ms": float(timeline.time) * milli,
+                    "low_ms": float(timeline.interval[0]) * milli,
+                    "high_ms": float(timeline.interval[1]) * milli,
                     "limiter_shares": timeline.limiter_shares,
                     "operators": timeline.rows(),
                 }
@@ -133,8 +151,8 @@ class Report:
         if self.point.shape:
             return f"Report of {' × '.join(map(str, self.point.shape))} design points"
         rows = {
-            "TTFT": _quantity(self.ttft, "s"),
-            "TPOT": _quantity(self.tpot, "s"),
+            "TTFT": _with_interval(self.ttft, self.ttft_interval),
+            "TPOT": _with_interval(self.tpot, self.tpot_interval),
             "latency": _quantity(self.latency, "s"),
             "throughput": f"{self.throughput:.4g} tokens/s",
             "per chip": f"{self.throughput_per_chip:.4g} tokens/s",
@@ -154,6 +172,12 @@ def describe_shares(timeline: Timeline) -> str:
     shares = sorted(timeline.limiter_shares.items(), key=lambda item: -np.mean(item[1]))
     # half a percent would be printed as none
     return ", ".join(f"{share:.0%} {name}" for name, share in shares if np.mean(share) >= 0.005)
+
+
+def _with_interval(value: Number, interval: tuple[Number, Number]) -> str:
+    """Seconds, and the interval where there is one: ``9.6 ms (9.2 ms to 10 ms)``."""
+    text, low, high = (_quantity(seconds, "s") for seconds in (value, *interval))
+    return text if low == high else f"{text} ({low} to {high})"
 
 
 def _quantity(value: Number, unit: str) -> str:

@@ -153,9 +153,11 @@ def _price_group(
     found = cost.cost(operator, sizes, Machine(machine.platform, plan))
     work, micro = found.work, 1e6
     moved = numbers.get("bytes", work.moved)
+    low = found.time if found.low is None else found.low
+    high = found.time if found.high is None else found.high
     answer, group = into
     values = np.broadcast_arrays(
-        found.time * micro, found.limiter, found.time * micro, found.time * micro, work.flop, moved
+        found.time * micro, found.limiter, low * micro, high * micro, work.flop, moved
     )
     for name, value in zip(ANSWER, values, strict=True):
         for row, item in zip(group, value.ravel(), strict=True):

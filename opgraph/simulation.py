@@ -1,12 +1,13 @@
 """Simulate: a model on a platform under a plan and a workload."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware import Number, Platform
+from hardware import Number, Platform, SpecError
+from hardware.errors import shown
 from opgraph.arithmetic import larger
 from opgraph.cost import CostModel, cost_model
 from opgraph.model import Model
@@ -15,7 +16,12 @@ from opgraph.point import Point
 from opgraph.report import Report
 from opgraph.workload import Workload
 
+# where an interval of contexts is probed: the golden section, which no window, chunk or group
+# divides evenly, so that one that repeats is not met at the same place each time
+_PROBE = (3 - 5**0.5) / 2
 
+
+@runtime_checkable
 class Modelled(Protocol):
     """A description that becomes a model: a `frontends.Decoder`, a `frontends.Transformer`."""
 
@@ -46,19 +52,37 @@ def simulate(
 
     Raises
     ------
-    SpecError : a plan that the platform or the model's dimensions do not allow, or images that
-        the model does not take or the prompt has no place for.
+    SpecError : a plan that the platform or the model's dimensions do not allow, images that the
+        model does not take or the prompt has no place for, arrays that do not broadcast, or an
+        argument that is something else.
     """
+    plan = Plan() if plan is None else plan
+    workload = Workload() if workload is None else workload
+    _check_arguments(model, platform, plan, workload)
     model = model if isinstance(model, Model) else model.to_model()
-    point = Point(model, platform, plan or Plan(), workload or Workload(), cost_model(cost))
-    point.plan.check(model.numbers, platform.num_chips, platform.name)
-    model.check_images(point.workload.images, point.workload.prompt)
+    point = Point(model, platform, plan, workload, cost_model(cost)).check()
     return Report(
         point=point,
         ttft=_evaluate(point, lambda part: part.step_time("prefill", part.workload.prompt)),
         tpot=_evaluate(point, _mean_decode_time),
         memory=point.footprint(),
     )
+
+
+def _check_arguments(model: object, platform: object, plan: object, workload: object) -> None:
+    """Refuse an argument in another one's place."""
+    wanted = (
+        ("model", model, (Model, Modelled), "load_model(...)"),
+        ("platform", platform, Platform, "load_platform(...)"),
+        ("plan", plan, Plan, "Plan(...)"),
+        ("workload", workload, Workload, "Workload(...)"),
+    )
+    for name, value, kind, example in wanted:
+        if not isinstance(value, kind):
+            raise SpecError(
+                f"simulate: {name} must be a {example}, not {shown(value)}; "
+                "the order is model, platform, plan, workload"
+            )
 
 
 def _evaluate(point: Point, function: Callable[[Point], Number]) -> Number:
@@ -82,16 +106,19 @@ def _mean_decode_time(point: Point) -> Number:
 def mean_step_time(point: Point, first: Number, last: Number) -> Number:
     """Mean time of the decode steps whose context runs from *first* to *last*, in seconds.
 
-    The time of a step is a convex, piecewise straight function of the context under a roofline:
-    sums and maxima of straight lines. Where its middle lies on the line between its ends it is
-    straight, and its mean is its middle: exact. Elsewhere the interval is halved until it is.
+    Under a roofline the time of a step is piecewise straight in the context: sums and maxima of
+    straight lines, with jumps and bends down where windows, chunks or groups of tokens end. Where
+    a step between the ends of an interval, at `_PROBE`, lies on the line between them, the
+    interval counts as straight, and its mean is that of its ends. Elsewhere it is halved until it
+    is straight or two steps long. That is exact but for an interval that bends and comes back to
+    the line just at the probe.
     """
     dims = len(point.shape)
     low, high = (_with_dims(bound, dims) for bound in (first, last))
-    contexts = np.stack(np.broadcast_arrays(low, (low + high) / 2, high))
+    contexts = _probed(*np.broadcast_arrays(low, high))
     times = np.broadcast_to(point.step_time("decode", contexts), (3, *point.shape))
     straight = _is_straight(times, point.cost.tolerance)
-    mean = np.array(times[1])
+    mean = np.array((times[0] + times[2]) / 2)
     if not np.all(straight):
         bent = np.nonzero(~straight.ravel())[0]
         bounds = (np.broadcast_to(bound, point.shape).ravel()[bent] for bound in (low, high))
@@ -108,11 +135,11 @@ def _mean_by_halves(
     index = np.arange(len(where))
     while len(index):
         some = point.take(np.unravel_index(where[index], point.shape)) if point.shape else point
-        contexts = np.stack([low, (low + high) / 2, high])
+        contexts = _probed(low, high)
         times = np.broadcast_to(some.step_time("decode", contexts), contexts.shape)
         short = high - low <= 1
         done = _is_straight(times, point.cost.tolerance) | short
-        value = np.where(short, (times[0] + times[2]) / 2, times[1])
+        value = (times[0] + times[2]) / 2
         np.add.at(total, index[done], (value * (high - low + 1))[done])
         split = np.floor((low + high) / 2)[~done]
         low, high = (
@@ -125,9 +152,14 @@ def _mean_by_halves(
 
 
 def _is_straight(times: NDArray[np.float64], tolerance: float) -> NDArray[np.bool_]:
-    bend = abs(times[0] - 2 * times[1] + times[2])
+    bend = abs(times[0] + _PROBE * (times[2] - times[0]) - times[1])
     straight: NDArray[np.bool_] = bend <= tolerance * times[1]
     return straight
+
+
+def _probed(low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The ends of each interval and a place between them."""
+    return np.stack([low, low + _PROBE * (high - low), high])
 
 
 def _with_dims(value: Number, dims: int) -> NDArray[np.float64]:

@@ -102,6 +102,10 @@ class Tensor:
 
     *split* has one entry per dimension: the plan's axes over whose chips it is spread.
     *partial* names the axes over whose chips the values have still to be summed.
+
+    Raises
+    ------
+    SpecError : a dimension that it has twice: give the second one a qualifier (``model.out``).
     """
 
     name: str
@@ -110,6 +114,14 @@ class Tensor:
     role: Role = "activation"
     split: tuple[Axes, ...] = ()
     partial: Axes = ()
+
+    def __post_init__(self) -> None:
+        if len(set(self.dims)) < len(self.dims):
+            twice = next(dim for dim in self.dims if self.dims.count(dim) > 1)
+            raise SpecError(
+                f"tensor {self.name!r} [{' '.join(self.dims)}] has the dimension {twice!r} twice; "
+                f"call one of them {twice + '.other'!r}"
+            )
 
     @classmethod
     def of(cls, name: str, dims: str, dtype: str | Format, role: Role = "activation") -> "Tensor":

@@ -36,11 +36,14 @@ class Event:
     ----------
     name, kind, block, stream : which operator, where it runs.
     time : seconds of one execution.
-    starts : seconds from the beginning of the step at which each repetition starts.
+    starts : seconds from the beginning of the step at which each repetition starts, along the
+        first axis; where *time* is an array, that of the first repetition alone.
     limiter : what limits it (a name of `cost.LIMITERS`, or indices where sizes are arrays).
     slack : seconds that it could take longer without the step taking longer.
     work : flop and bytes of one execution on one chip.
     algorithm, group_size : of a collective.
+    low, high : seconds between which 80 % of measurements lie; None: as *time*.
+    provenance : what the time rests on: ``ideal``, ``measured``, ``transferred``.
     """
 
     name: str
@@ -54,6 +57,9 @@ class Event:
     work: Work = field(default_factory=Work)
     algorithm: str = ""
     group_size: Number = 1
+    low: Number | None = None
+    high: Number | None = None
+    provenance: str = "ideal"
     count: int = 1
 
     @property
@@ -112,6 +118,28 @@ class Timeline:
         for event in self.events:
             totals[event.stream] = totals.get(event.stream, 0.0) + event.time * event.count
         return totals
+
+    @property
+    def interval(self) -> tuple[Number, Number]:
+        """Seconds between which 80 % of such steps lie.
+
+        Errors of operators of one kind go together, those of different kinds do not.
+        """
+        low, high = (
+            sum(spread**2 for spread in self._spreads(side).values()) ** 0.5
+            for side in ("low", "high")
+        )
+        return self.time - low, self.time + high
+
+    def _spreads(self, side: str) -> dict[str, Number]:
+        """Kind of operator → how far its times may be off to one side, in all, in seconds."""
+        spreads: dict[str, Number] = {}
+        for event in self.events:
+            bound = getattr(event, side)
+            if bound is not None:
+                off = abs(bound - event.time) * event.count
+                spreads[event.kind] = spreads.get(event.kind, 0.0) + off
+        return spreads
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary per operator: the keys of ``--json`` and the columns of `to_frame`."""
@@ -222,6 +250,9 @@ def _event(name: str, graph: Graph, cost: Cost, loop: LoopRun, index: int, slack
         work=cost.work,
         algorithm=cost.algorithm,
         group_size=cost.group_size,
+        low=cost.low,
+        high=cost.high,
+        provenance=cost.provenance,
         count=loop.count,
     )
 
@@ -270,4 +301,7 @@ def _row(event: Event, step: Number) -> dict[str, Any]:
         "bytes_written": float(event.work.written),
         "bytes_sent": float(event.work.sent),
         "algorithm": event.algorithm,
+        "low_us": float(event.time if event.low is None else event.low) * micro,
+        "high_us": float(event.time if event.high is None else event.high) * micro,
+        "provenance": event.provenance,
     }

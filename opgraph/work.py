@@ -1,7 +1,7 @@
 """What an operator is: a vertex of the graph, and the work that it asks of a chip."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -9,6 +9,9 @@ from hardware import Number
 from opgraph.arithmetic import product
 from opgraph.sizes import Axes, Sizes
 from opgraph.tensor import Format, Tensor
+
+Basis = Callable[[str], frozenset[str]]
+"""What a dimension is made up of: itself, or what its expression is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +70,8 @@ class Operator(ABC):
     names a dimension without which the operator does not run: where it is 0, it takes no time.
 
     What a kind of operator is, besides: the *stream* it runs on and the *unit* that computes it;
-    *whole*: dimensions it needs whole; *in_place*: its outputs take no memory of their own;
-    *is_view*: it costs nothing.
+    *whole*: dimensions it needs whole; *in_place*: its outputs take no memory of their own, each
+    lies where the input at its place does; *is_view*: it costs nothing.
     """
 
     name: str
@@ -104,6 +107,17 @@ class Operator(ABC):
         axes, the sum over chips may wait until after the operator.
         """
         return ()
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Dimensions over which the first input's mean or the like is taken before anything else:
+        where they are split, the chips exchange it.
+        """
+        return ()
+
+    def complaint(self, basis: Basis) -> str:
+        """What does not agree among the inputs' dimensions; empty if nothing is wrong."""
+        return ""
 
     def flop(self, sizes: Sizes) -> Number:
         """Floating-point operations on one chip."""
@@ -147,3 +161,14 @@ class Operator(ABC):
             tensor.name if tensor.role == "activation" else str(tensor) for tensor in self.inputs
         )
         return f"{', '.join(map(str, self.outputs))} = {self.kind}({inputs})"
+
+
+def unlike(tensors: Iterable[Tensor], known: Iterable[str], basis: Basis) -> str:
+    """What to say of the first of *tensors* with a dimension that *known* ones do not make up."""
+    known = tuple(known)
+    made_up = frozenset[str]().union(*map(basis, known))
+    for tensor in tensors:
+        for dim in tensor.dims:
+            if not basis(dim) <= made_up:
+                return f"{dim!r} of {tensor} is not among [{' '.join(known)}]"
+    return ""

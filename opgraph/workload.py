@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 
 from hardware import Number, SpecError
+from hardware.errors import shown
+from opgraph.arithmetic import LARGEST, as_count
 
-# 2**40: no sequence, batch or prompt of a real service comes near, and products stay exact floats
-LARGEST = 2**40
+__all__ = ["LARGEST", "MOST_SKEW", "Workload"]
+
 # Zipf's exponent: at 4 the second expert has a sixteenth of the first one's tokens
 MOST_SKEW = 4
 
@@ -42,8 +44,9 @@ class Workload:
     def __post_init__(self) -> None:
         for entry in fields(self):
             value = getattr(self, entry.name)
-            checked = _checked_skew(value) if entry.name == "skew" else _checked(entry.name, value)
-            object.__setattr__(self, entry.name, checked)
+            least = 0 if entry.name == "images" else 1
+            number = _as_skew(value) if entry.name == "skew" else as_count(entry.name, value, least)
+            object.__setattr__(self, entry.name, number)
 
     @property
     def context(self) -> Number:
@@ -51,28 +54,13 @@ class Workload:
         return self.prompt + self.output
 
 
-def _checked(name: str, value: Any) -> Number:
-    least = 0 if name == "images" else 1
-    if isinstance(value, np.ndarray) and value.dtype.kind in "iuf" and value.size:
-        whole = value.astype(float)
-        right = (whole >= least) & (whole <= LARGEST) & (whole == np.floor(whole))
-        if np.all(right):
-            return whole
-        wrong: Any = float(whole[~right].flat[0])
-    elif isinstance(value, int | np.integer) and not isinstance(value, bool):
-        if least <= value <= LARGEST:
-            return int(value)
-        wrong = value
-    else:
-        wrong = value
-    raise SpecError(f"{name}={wrong!r}: must be a whole number from {least} to {LARGEST}")
-
-
-def _checked_skew(value: Any) -> Number:
+def _as_skew(value: Any) -> Number:
     if isinstance(value, np.ndarray) and value.dtype.kind in "iuf" and value.size:
         skew: Number = value.astype(float)
         if np.all((skew >= 0) & (skew <= MOST_SKEW)):
             return skew
     elif isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST_SKEW:
         return float(value)
-    raise SpecError(f"skew={value!r}: must be a number from 0 (all experts alike) to {MOST_SKEW}")
+    raise SpecError(
+        f"skew={shown(value)}: must be a number from 0 (all experts alike) to {MOST_SKEW}"
+    )

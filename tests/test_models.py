@@ -150,3 +150,13 @@ def test_fold(text, groups):
     found = fold(layers(text))
     assert [(g.name, len(g.layers), g.count) for g in found] == groups
     assert [layer for g in found for _ in range(g.count) for layer in g.layers] == layers(text)
+
+
+def test_ratios_may_leave_out_multi_token_prediction():
+    """DeepSeek-V4's list has an entry more than there are layers, or as many."""
+    config = SPECS["deepseek-v4-flash"]["config"]
+    ratios = config["compress_ratios"][: config["num_hidden_layers"]]
+    shorter = load_model({**config, "compress_ratios": ratios})
+    assert shorter.num_parameters == load_model("deepseek-v4-flash").num_parameters
+    with pytest.raises(SpecError, match="'compress_ratios' has 3 entries"):
+        load_model({**config, "compress_ratios": ratios[:3]})

@@ -1,10 +1,11 @@
 """Sharding: the collectives that follow from the names, and what is conserved."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 
 from frontends import load_model
@@ -244,12 +245,24 @@ def test_a_smaller_summand_is_added_once():
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="a norm over a split dimension takes no collective")
 def test_a_norm_over_a_split_dimension_needs_its_mean_from_all():
     # the mean square is over all heads: something must be exchanged, here or in the norm
     make = Activation(name="make", inputs=(act("y", "batch heads"),))
     norm = Norm(name="norm", inputs=(*make.outputs, weight("w", "heads")))
     assert collectives(shard(one_block(make, norm), Plan(tp=2))) != []
+
+
+def test_a_norm_exchanges_four_bytes_a_token_and_nothing_alone():
+    make = Activation(name="make", inputs=(act("y", "batch heads head_dim"),))
+    whole = Norm(name="norm", inputs=(*make.outputs, weight("w", "heads head_dim")))
+    graph = shard(one_block(make, whole), Plan(tp=2))
+    exchange = {op.name: op for op, _ in graph.operators}["norm.statistics"]
+    numbers = {"batch": 5, "heads": 8, "head_dim": 64}
+    sent = exchange.work(Plan(tp=np.array([1, 2])).bind(numbers, {})).sent
+    assert list(sent) == [0, 5 * 4]
+    # of each head by itself: nothing to exchange
+    own = replace(whole, over="head_dim")
+    assert collectives(shard(one_block(make, own), Plan(tp=2))) == []
 
 
 # --- decoders -------------------------------------------------------------------------------

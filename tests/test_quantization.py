@@ -152,6 +152,34 @@ def test_declared_formats(given, attention):
     assert (str(scheme.weights), str(scheme.inputs)) == attention
 
 
+def test_the_text_part_alone_may_declare_formats():
+    """As in Kimi K2.5, whose tower stays as it is."""
+    text = LLAMA | {"quantization_config": {"quant_method": "fp8"}}
+    found = declared(Config({"model_type": "kimi_k25", "text_config": text}, "config"))
+    assert str(found.of("attention")) == "fp8"
+    assert str(found.of("vision")) == "bf16"
+
+
+BLOCKS = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+
+
+def test_experts_in_fp4_among_blocks_of_fp8():
+    """As in DeepSeek-V4: 4-bit experts with a power of two for each 32, entered by FP8."""
+    config = LLAMA | {"expert_dtype": "fp4", "quantization_config": BLOCKS}
+    found = declared(Config(config, "config")).scheme("experts")
+    assert (str(found.weights), str(found.inputs)) == ("mxfp4", "fp8-row")
+
+
+def test_what_is_not_listed_is_as_it_was():
+    """As in NVIDIA's DeepSeek-V4: experts requantised, the rest still in blocks of FP8."""
+    listed = {"layers.0.ffn.experts": {"quant_algo": "NVFP4"}}
+    found = quantised(**BLOCKS, quantized_layers=listed)
+    assert str(found.of("experts")) == "nvfp4"
+    assert str(found.of("attention")) == "fp8-block"
+    plain = quantised(quant_method="modelopt", quantized_layers=listed)
+    assert str(plain.of("attention")) == "bf16"
+
+
 def test_what_is_left_out_stays_in_16_bit():
     found = quantised(quant_method="fp8", ignore=["re:.*self_attn.*", "lm_head"])
     assert str(found.of("attention")) == "bf16"

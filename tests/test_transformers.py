@@ -19,8 +19,9 @@ with warnings.catch_warnings():
 from frontends import list_models, load_model
 from frontends.catalogue import _MODELS
 from hardware.specs import read_toml
-from opgraph.attention import Attention, Choose
+from opgraph.attention import Attention, Choose, CompressedAttention
 from opgraph.experts import GroupedEinsum
+from opgraph.hyper import Mix, Spread
 from opgraph.operator import Einsum
 from opgraph.recurrent import Recurrent
 from opgraph.sizes import Sizes
@@ -30,7 +31,7 @@ transformers.logging.set_verbosity_error()
 
 CONFIGS = {name: read_toml(_MODELS / f"{name}.toml")["config"] for name in list_models()}
 # hub repositories with code of their own around another family's modules
-AS = {"kimi_k2": "deepseek_v3", "mimo": "qwen2"}
+AS = {"kimi_k2": "deepseek_v3", "mimo": "qwen2", "deepseek_ref": "deepseek_v4"}
 NO_CLASS = {
     "deepseek": "code on the hub only; transformers begins with DeepSeek-V2",
     "grok-1": "released in JAX",
@@ -152,12 +153,15 @@ LAYERS = {
     "deepseek-v2-lite": 2,
     "deepseek-v3": 4,
     "deepseek-v3.2": 4,
+    "deepseek-v4-flash": 6,
     "glm-5.2": 5,
     "gpt-oss-120b": 2,
     "hunyuan-a13b": 2,
     "ernie-4.5-21b-a3b": 2,
     "minimax-m2": 2,
     "mimo-v2-flash": 3,
+    "gemma-4-26b-a4b": 6,
+    "gemma-4-31b": 6,
     "llama-4-scout": 4,
     "llava-1.5-7b": 2,
     "qwen2-vl-7b": 2,
@@ -187,7 +191,9 @@ def shortened(config, layers):
     """The config with its first *layers* layers; lists with an entry for each are cut as well."""
     if "text_config" in config:
         return {**config, "text_config": shortened(config["text_config"], layers)}
-    key = next(k for k in ("num_hidden_layers", "n_layer", "hybrid_override_pattern") if k in config)
+    key = next(
+        k for k in ("num_hidden_layers", "n_layer", "hybrid_override_pattern") if k in config
+    )
     count = len(config[key]) if isinstance(config[key], str) else config[key]
     short = {k: v[:layers] if _each(v, count) else v for k, v in config.items()}
     if key != "hybrid_override_pattern":
@@ -201,7 +207,8 @@ def shortened(config, layers):
 
 
 def _each(value, count):
-    return isinstance(value, list | str) and len(value) == count and count > 1
+    """Whether *value* has an entry for each layer, and perhaps one for multi-token prediction."""
+    return isinstance(value, list | str) and len(value) in (count, count + 1) and count > 1
 
 
 def matrix_flop(operator, sizes, every_expert=False):
@@ -209,17 +216,34 @@ def matrix_flop(operator, sizes, every_expert=False):
     flop = operator.flop(sizes)
     if isinstance(operator, Recurrent):
         return 0  # see SCANS
+    if isinstance(operator, Mix | Spread):  # the weighted sum with one stream is no product there
+        return flop - 2 * operator.inputs[0].numel(sizes)
+    if isinstance(operator, Choose):
+        # nor is rectifying a score; nor, in DeepSeek-V4, weighing the heads and adding them up
+        elementwise = 1 if operator.ratio == 1 else operator.FLOP_PER_SCORE
+        flop -= elementwise * operator.scores(sizes) * sizes[operator.inputs[0].dims[-2]]
     if isinstance(operator, Attention):
-        if isinstance(operator, Choose):  # rectifying a score is no product
-            flop -= operator.scores(sizes) * sizes[operator.inputs[0].dims[-2]]
-        square = sizes["seq"] * sizes["context"] if operator.causal else operator.pairs(sizes)
-        return flop * square / operator.pairs(sizes)
+        return flop * unmasked(operator, sizes)
     if isinstance(operator, Einsum):
         biases = len(operator.inputs) - len(operator.operands)
         flop -= biases * operator.outputs[0].numel(sizes)
         dense = isinstance(operator, GroupedEinsum) and every_expert
         return flop * sizes["experts"] / sizes["topk"] if dense else flop
     return 0
+
+
+def unmasked(operator, sizes):
+    """Pairs of a query and a key that transformers computes, for each that is not masked."""
+    if not operator.causal:
+        return 1
+    seq, context = sizes["seq"], sizes["context"]
+    if isinstance(operator, Choose):
+        return sizes["batch"] * seq * (context // operator.ratio) / operator.scores(sizes)
+    pairs = operator.pairs(sizes)
+    if isinstance(operator, CompressedAttention) and operator.ratio:
+        pairs += operator.groups(sizes)
+        context += context // operator.ratio
+    return seq * context / pairs
 
 
 def ours(model, phase, given="", every_expert=False, **numbers):
@@ -260,7 +284,8 @@ def step(module, length, cache):
 def test_flop_of_prefill_and_decode(name):
     """Latent attention as transformers writes it: decompressed, in both phases."""
     config = shortened(CONFIGS[name], LAYERS[name])
-    config.pop("quantization_config", None)
+    if config["model_type"] == "gemma4":  # the whole asks its data where the images are
+        config = {**config["text_config"], "model_type": "gemma4_text"}
     model, module = load_model(config, absorb=False), meta(config)
     if hasattr(module, "set_experts_implementation"):
         # loops over experts cannot run without data; batched products of the chosen can

@@ -1,0 +1,260 @@
+"""Attention over a KV cache: prefill (many query rows) and decode (few), tiled as flash attention.
+
+Dao et al. 2022/2023/2024 (FlashAttention 1–3): one tile of query rows walks over blocks of keys;
+matrix products and the exponentials of softmax run on different units. Decode splits the keys of
+one sequence over idle cores (Flash-Decoding, 2023) and packs the query heads that share a KV head.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from opgraph.kernels.chip import KernelChip
+from opgraph.kernels.kernel import (
+    Kernel,
+    KernelTime,
+    Limiter,
+    Work,
+    largest,
+    parameter,
+    resident,
+    soft_max,
+)
+
+EXPONENTIALS = 16.0  # per core and clock on the special-function units (CUDA C guide, table 6)
+TENSOR_ROWS = 64.0  # rows of the smallest warp-group matrix instruction
+TENSOR_BYTES = 2.0  # queries, new keys and values, and outputs are 16 bits wide
+DECODE_BLOCK = 128.0  # keys per step of the decode kernel
+DECODE_ROWS = 64.0  # query rows (heads that share a KV head) that one decode tile packs
+LEAST_ROWS = 16.0  # rows of the smallest matrix instruction
+NO_WINDOW = 1e18
+
+
+class AttentionShape(NamedTuple):
+    """Per chip: new tokens `seq`, tokens attended `context` (with the new ones), heads, formats.
+
+    `window` 0 means none. `dtype` is that of the products ("bf16" or "fp8").
+    """
+
+    batch: Any
+    seq: Any
+    context: Any
+    heads: Any
+    kv_heads: Any
+    head_dim: Any
+    window: Any = 0.0
+    dtype: str = "bf16"
+    kv_bytes: float = 2.0
+
+
+@dataclass(frozen=True)
+class PrefillParameters:
+    """Parameters of `prefill`."""
+
+    launch: float = parameter("s", 5e-7, 1e-5, 8e-5, "launch and drain, paid once")
+    tile: float = parameter("s", 1e-8, 1.5e-6, 2e-5, "start and end of a query tile")
+    block: float = parameter("s", 5e-9, 3e-7, 1e-5, "least time of a block of keys")
+    compute_efficiency: float = parameter("1", 0.1, 0.75, 1.1, "reached part of the matrix peak")
+    exponential_rate: float = parameter("1", 0.02, 0.7, 5, "exponentials per special-function slot")
+    overlap: float = parameter("1", 1, 3, 12, "exponent joining products and exponentials")
+    memory_efficiency: float = parameter("1", 0.3, 0.8, 1.05, "reached part of memory bandwidth")
+    sharpness: float = parameter("1", 1, 3, 12, "exponent joining tiles and memory")
+    write_rate: float = parameter(
+        "1", 0.01, 1, 50, "rate of the pass that writes new keys and rotates, in memory bandwidths"
+    )
+    throttle: float = parameter("1", 1e-4, 0.1, 0.4, "rate lost under sustained load (power)")
+    throttle_time: float = parameter("s", 2e-5, 5e-4, 1e-1, "load at which half of it is lost")
+    window_waste: float = parameter("1", 0.2, 1, 4, "keys visited per key of the window")
+    tail: float = parameter("1", 1e-3, 0.3, 1.5, "part of the longest tile left over at the end")
+
+
+@dataclass(frozen=True)
+class DecodeParameters:
+    """Parameters of `decode`."""
+
+    launch: float = parameter("s", 5e-7, 7e-6, 6e-5, "launch and drain, paid once")
+    tile: float = parameter("s", 5e-8, 2e-6, 2e-5, "start and end of a tile")
+    head_size: float = parameter("1", 1e-3, 0.3, 2, "growth of that with head size over 128")
+    block: float = parameter("s", 5e-9, 2e-7, 5e-6, "least time of a block of keys")
+    core_rate: float = parameter(
+        "byte/FLOP", 3e-4, 6e-3, 1, "what a core can load per FLOP of its bf16 peak"
+    )
+    memory_efficiency: float = parameter("1", 0.3, 0.9, 1.05, "reached part of memory bandwidth")
+    cache_bandwidth: float = parameter("1", 0.3, 2, 50, "L2 bandwidth in memory bandwidths")
+    cache_fraction: float = parameter("1", 0.2, 0.85, 1.6, "part of L2 that keeps the KV cache")
+    sharpness: float = parameter("1", 1, 3, 12, "exponent joining tiles and memory")
+    merge: float = parameter("s", 1e-8, 2e-6, 2e-5, "merging the parts of a split context")
+    miss: float = parameter("s", 1e-8, 3e-6, 2e-5, "extra latency when the KV cache is not in L2")
+    compute_efficiency: float = parameter("1", 0.02, 0.5, 1.2, "reached part of the matrix peak")
+    write_rate: float = parameter(
+        "1",
+        0.01,
+        0.5,
+        50,
+        "rate of the pass over queries, new keys and outputs, in memory bandwidths",
+    )
+
+
+def attended(shape: AttentionShape) -> Any:
+    """Return the keys that one query attends, on average under the causal mask."""
+    window = np.where(np.asarray(shape.window) > 0, shape.window, NO_WINDOW)
+    first = shape.context - shape.seq + 1.0
+    ramp = np.clip(window - first, 0, shape.seq)  # queries that see fewer keys than the window
+    low = np.minimum(first, window)
+    return (
+        ramp * (first + (ramp - 1) / 2)
+        + (shape.seq - ramp) * np.minimum(np.where(ramp > 0, window, low), shape.context)
+    ) / shape.seq
+
+
+def attention_work(shape: AttentionShape) -> Work:
+    """Return FLOP and compulsory bytes: queries and outputs once, each kept key and value once."""
+    flop = 4 * shape.batch * shape.seq * shape.heads * shape.head_dim * attended(shape)
+    window = np.where(np.asarray(shape.window) > 0, shape.window, NO_WINDOW)
+    keys = np.minimum(shape.context, window + shape.seq - 1)
+    kv = 2 * shape.batch * keys * shape.kv_heads * shape.head_dim * shape.kv_bytes
+    rows = 2 * shape.batch * shape.seq * shape.heads * shape.head_dim * TENSOR_BYTES
+    return Work(flop, kv + rows, shape.dtype)
+
+
+def _tile_sizes(head_dim: Any) -> tuple[Any, Any]:
+    """Return query rows and keys of a tile (FlashAttention-3, hdim table of its launcher)."""
+    small = [np.asarray(head_dim) <= limit for limit in (64, 128, 192)]
+    return np.select(small, (192.0, 128.0, 128.0), 128.0), np.select(
+        small, (128.0, 128.0, 96.0), 80.0
+    )
+
+
+def _blocks(shape: AttentionShape, rows: Any, keys: Any, waste: Any) -> tuple[Any, Any]:
+    """Return key blocks per query tile under the causal mask: on average, and of the last tile."""
+    tiles = np.ceil(shape.seq / rows)
+    window = np.where(np.asarray(shape.window) > 0, shape.window * waste + rows, NO_WINDOW) / keys
+    before = (shape.context - shape.seq) / keys
+    step = rows / keys
+    ramp = np.clip((window - before) / step, 0, tiles)  # tiles that do not fill the window
+    total = ramp * (before + step * (ramp + 1) / 2) + (tiles - ramp) * np.minimum(window, NO_WINDOW)
+    longest = np.minimum(np.ceil(shape.context / keys), np.maximum(window, 1))
+    mean = np.where(tiles > ramp, total, ramp * (before + step * (ramp + 1) / 2)) / tiles
+    return np.where(tiles <= 1, longest, np.minimum(mean, longest)), longest
+
+
+def prefill(shape: AttentionShape, chip: KernelChip, params: PrefillParameters) -> KernelTime:
+    """Return the time of causal attention of many new tokens."""
+    peak = chip.matrix[shape.dtype]
+    tall, keys = _tile_sizes(shape.head_dim)
+    blocks, longest = _blocks(shape, tall, keys, params.window_waste)
+    tiles = shape.batch * shape.heads * np.ceil(shape.seq / tall)
+    used = np.clip(np.minimum(shape.seq, tall), TENSOR_ROWS, tall)
+    used = used * np.clip(shape.context, TENSOR_ROWS, keys)  # query × key pairs of a block
+    flop = 4 * used * shape.head_dim
+    load = tiles * blocks * flop / peak
+    speed = peak / chip.cores * params.compute_efficiency
+    speed = speed * (1 - params.throttle * load / (load + params.throttle_time))
+    product = flop / speed
+    exponential = used / (params.exponential_rate * EXPONENTIALS * chip.clock)
+    block = np.maximum(soft_max(product, exponential, params.overlap), params.block)
+    even = tiles * (params.tile + blocks * block) / chip.cores
+    critical = params.tile + longest * block
+    busy = np.where(tiles > chip.cores, np.maximum(even + params.tail * critical, critical),
+                    critical)  # fmt: skip
+    work = attention_work(shape)
+    memory = work.nbytes / (chip.memory_bandwidth * params.memory_efficiency)
+    moved = shape.heads + 2 * shape.kv_heads
+    moved = 2 * TENSOR_BYTES * shape.batch * shape.seq * moved * shape.head_dim
+    write = moved / (chip.memory_bandwidth * params.write_rate)
+    start = params.launch + write
+    limiter = largest((Limiter.COMPUTE, busy), (Limiter.MEMORY, memory + write),
+                      (Limiter.LAUNCH, params.launch))  # fmt: skip
+    return KernelTime(start + soft_max(busy, memory, params.sharpness), limiter)
+
+
+def decode(shape: AttentionShape, chip: KernelChip, params: DecodeParameters) -> KernelTime:
+    """Return the time of attention of one (or few) new tokens per sequence."""
+    window = np.where(np.asarray(shape.window) > 0, shape.window, NO_WINDOW)
+    context = np.minimum(shape.context, window)
+    token = shape.head_dim * shape.kv_bytes
+    memory, missed = _decode_memory(shape, context, chip, params)
+    packed = shape.seq * shape.heads / shape.kv_heads
+    tiles = shape.batch * shape.kv_heads * np.ceil(packed / DECODE_ROWS)
+    blocks = np.ceil(context / DECODE_BLOCK)
+    core = chip.matrix["bf16"] / chip.cores
+    load = 2 * np.minimum(DECODE_BLOCK, context) * token / (params.core_rate * core)
+    flop = 4 * np.clip(packed, LEAST_ROWS, DECODE_ROWS) * DECODE_BLOCK * shape.head_dim
+    speed = chip.matrix[shape.dtype] / chip.cores * params.compute_efficiency
+    block = np.maximum(np.maximum(params.block, load), flop / speed)
+    tile = params.tile * np.maximum(1 + params.head_size * (shape.head_dim / 128 - 1), 0.1)
+    whole = np.ceil(tiles / chip.cores) * (tile + blocks * block)
+    split = np.clip(np.floor(chip.cores / tiles), 1, blocks)
+    parts = tile + np.ceil(blocks / split) * block + params.merge
+    busy = np.where(split > 1, np.minimum(whole, parts), whole)
+    moved = TENSOR_BYTES * shape.batch * shape.seq * shape.head_dim
+    moved = moved * 2 * (shape.heads + shape.kv_heads)
+    write = moved / (chip.memory_bandwidth * params.write_rate)
+    start = params.launch + missed + write
+    limiter = largest(
+        (Limiter.MEMORY, memory + write), (Limiter.LAUNCH, start - write + tile),
+        (Limiter.COMPUTE, np.where(flop / speed >= block, busy, 0)),
+        (Limiter.CACHE, np.where(flop / speed < block, busy - tile, 0)),
+    )  # fmt: skip
+    return KernelTime(start + soft_max(busy, memory, params.sharpness), limiter)
+
+
+def _decode_memory(
+    shape: AttentionShape, context: Any, chip: KernelChip, params: DecodeParameters
+) -> tuple[Any, Any]:
+    """Return the time to read the KV cache, and the latency of missing L2."""
+    nbytes = 2 * shape.batch * shape.kv_heads * context * shape.head_dim * shape.kv_bytes
+    hit = resident(nbytes, params.cache_fraction * chip.cache.capacity, 12.0)
+    far = (1 - hit) / params.memory_efficiency
+    time = nbytes / chip.memory_bandwidth * (far + hit / params.cache_bandwidth)
+    return time, params.miss * (1 - hit)
+
+
+def attention_features(shape: AttentionShape, chip: KernelChip) -> dict[str, Any]:
+    """Return where the residual looks."""
+    group = shape.heads / shape.kv_heads
+    window = np.asarray(shape.window)
+    context = np.minimum(shape.context, np.where(window > 0, window, NO_WINDOW))
+    tall, _ = _tile_sizes(shape.head_dim)
+    tiles = shape.batch * shape.heads * np.ceil(shape.seq / tall)
+    kv_tiles = shape.batch * shape.kv_heads
+    work = attention_work(shape)
+    return {
+        "batch": np.log2(shape.batch),
+        "heads": np.log2(shape.heads),
+        "seq": np.log2(shape.seq),
+        "context": np.log2(context),
+        "group": np.log2(group),
+        "head_dim": np.log2(shape.head_dim),
+        "window": np.log2(1 + shape.context / np.where(window > 0, window, NO_WINDOW)),
+        "waves": np.log2(tiles / chip.cores),
+        "wave_fill": tiles / chip.cores / np.ceil(tiles / chip.cores),
+        "kv_waves": np.log2(kv_tiles / chip.cores),
+        "kv_fill": kv_tiles / chip.cores / np.ceil(kv_tiles / chip.cores),
+        "split_fill": _split_fill(kv_tiles, chip),
+        "footprint": np.log2(work.nbytes / chip.cache.capacity),
+    }
+
+
+def _split_fill(tiles: Any, chip: KernelChip) -> Any:
+    """Return the part of the cores that a whole number of splits of each tile keeps busy."""
+    return (
+        np.maximum(np.floor(chip.cores / tiles), 1)
+        * tiles
+        / chip.cores
+        / np.ceil(tiles / chip.cores)
+    )
+
+
+PREFILL = Kernel(
+    "attention_prefill", PrefillParameters, attention_work, prefill, attention_features,
+    terms=(("batch", "heads", "seq"), ("seq", "group", "head_dim"), ("waves", "wave_fill", "seq"),
+           ("window", "seq"), ("window", "head_dim"), ("group", "batch", "seq")),
+)  # fmt: skip
+DECODE = Kernel(
+    "attention_decode", DecodeParameters, attention_work, decode, attention_features,
+    terms=(("kv_waves", "context", "group"), ("kv_waves", "context", "head_dim"),
+           ("kv_waves", "kv_fill", "context"), ("kv_waves", "split_fill", "context"),
+           ("heads", "batch", "context"), ("window", "head_dim"), ("footprint", "group")),
+)  # fmt: skip

@@ -1,0 +1,54 @@
+"""What kernels see of a chip of the catalogue: every peak, and no figure that may be missing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hardware.chip import DTYPES
+from hardware.errors import SpecError
+
+if TYPE_CHECKING:
+    from hardware.chip import Chip, Memory
+
+
+@dataclass(frozen=True)
+class KernelChip:
+    """A chip as the kernels' formulas read it; numbers or arrays in SI units.
+
+    matrix: dense FLOP/s of every dtype, where a dtype without a rate of its own has that of
+    the type it runs as. link_bandwidth: bytes/s of one chip's scale-up links in one
+    direction, None where it has none.
+    """
+
+    name: str
+    matrix: Mapping[str, Any]
+    vector: Any
+    memory_bandwidth: Any
+    cores: Any
+    clock: Any
+    cache: "Memory"
+    link_bandwidth: Any
+
+
+def kernel_chip(chip: "Chip") -> KernelChip:
+    """Return what the kernels need of a chip.
+
+    Raises SpecError where its cores, clock or cache are unpublished.
+    """
+    cores, clock, cache = chip.cores, chip.clock, chip.cache
+    if cores is None or clock is None or cache is None:
+        name = "cores" if cores is None else "clock" if clock is None else "cache"
+        raise SpecError(
+            f"{chip.name} has no '{name}', which the kernels' physics needs; "
+            "add it to the chip, or use the cost model ideal"
+        )
+    return KernelChip(
+        name=chip.name,
+        matrix={dtype: chip.peak(dtype) for dtype in DTYPES},
+        vector=chip.vector,
+        memory_bandwidth=chip.memory_bandwidth,
+        cores=cores,
+        clock=clock,
+        cache=cache,
+        link_bandwidth=None if chip.scale_up is None else chip.scale_up.bandwidth,
+    )

@@ -1,0 +1,216 @@
+"""Collectives on equal links: NCCL's two protocols, custom all-reduce, expert dispatch and combine.
+
+Cost of each algorithm as latency steps plus volume (Thakur et al. 2005, sec. 4); the two protocols
+and their switch as in NCCL (Hu et al. 2025, "Demystifying NCCL": LL, LL128 and Simple).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from opgraph.kernels.chip import KernelChip
+from opgraph.kernels.kernel import (
+    Kernel,
+    KernelTime,
+    Limiter,
+    Work,
+    largest,
+    parameter,
+    resident,
+    soft_max,
+    soft_min,
+)
+
+SWITCH = 6.0  # exponent of the soft minimum: how close a library's switch comes to the best
+STEPS: dict[str, Callable[[Any], Any]] = {  # Thakur et al. 2005: ring algorithms
+    "all_gather": lambda n: n - 1.0,
+    "reduce_scatter": lambda n: n - 1.0,
+    "all_reduce": lambda n: 2.0 * (n - 1),
+    "all_to_all": lambda n: 1.0 + 0 * n,
+}
+
+
+class CollectiveShape(NamedTuple):
+    """Bytes of the whole buffer, chips, and the link of one chip (bytes/s, one direction)."""
+
+    nbytes: Any
+    chips: Any
+    link_bandwidth: Any
+    operation: str = "all_reduce"
+
+
+@dataclass(frozen=True)
+class CollectiveParameters:
+    """Parameters of `collective`."""
+
+    launch: float = parameter("s", 2e-7, 5e-6, 8e-5, "launch and drain, paid once")
+    quick_step: float = parameter("s", 1e-8, 1e-6, 3e-5, "a step of the low-latency protocol")
+    quick_efficiency: float = parameter("1", 5e-3, 0.25, 1.3, "its reached part of the link")
+    bulk_start: float = parameter("s", 1e-8, 5e-6, 3e-4, "start of the bulk protocol")
+    bulk_step: float = parameter("s", 1e-8, 1.5e-6, 8e-5, "a step of the bulk protocol")
+    bulk_efficiency: float = parameter("1", 0.1, 0.8, 1.3, "its reached part of the link")
+    pipeline: float = parameter(
+        "1",
+        0.01,
+        1,
+        5,
+        "fill of the bulk pipeline: weight of sqrt(latency × transfer), the optimum of chunking",
+    )
+    pair_efficiency: float = parameter(
+        "1", 0.3, 0.9, 1.6, "link efficiency of two chips, relative to four"
+    )
+    growth: float = parameter(
+        "1",
+        1e-3,
+        0.05,
+        0.5,
+        "exponent by which it grows beyond four: more channels, reduction in the switch",
+    )
+
+
+@dataclass(frozen=True)
+class CustomAllReduceParameters:
+    """Parameters of `custom_all_reduce`."""
+
+    launch: float = parameter("s", 2e-7, 2e-6, 4e-5, "launch and first barrier")
+    one_shot: float = parameter("s", 1e-8, 5e-7, 2e-5, "extra start of one-shot")
+    one_shot_efficiency: float = parameter("1", 5e-3, 0.6, 1.5, "its reached part of the link")
+    two_shot: float = parameter("s", 1e-8, 2e-6, 6e-5, "extra start of two-shot: a second barrier")
+    two_shot_efficiency: float = parameter("1", 5e-3, 0.7, 1.5, "its reached part of the link")
+    ring_step: float = parameter("s", 1e-8, 2e-6, 6e-5, "a step of the library's ring")
+    ring_efficiency: float = parameter("1", 0.05, 0.7, 1.5, "its reached part of the link")
+    growth: float = parameter("1", 1e-3, 0.1, 0.5, "exponent by which that grows with the chips")
+    pipeline: float = parameter("1", 0.01, 1, 5, "fill of its pipeline")
+    limit: float = parameter("byte", 1e5, 4e6, 1e8, "largest message of the custom kernels")
+    barrier: float = parameter("s", 1e-9, 1e-7, 1e-5, "growth of the barrier per further chip")
+
+
+class DispatchShape(NamedTuple):
+    """Tokens of one chip sent to the chips of their top-k experts (dispatch), or back (combine)."""
+
+    tokens: Any
+    hidden: Any
+    topk: Any
+    chips: Any
+    link_bandwidth: Any
+    element_bytes: Any = 2.0
+
+
+@dataclass(frozen=True)
+class DispatchParameters:
+    """Parameters of `dispatch`."""
+
+    launch: float = parameter("s", 2e-7, 1e-5, 4e-4, "launch, notification and barriers")
+    efficiency: float = parameter("1", 0.01, 0.5, 1.0, "reached part of the link")
+    least: float = parameter("s", 1e-8, 3e-6, 3e-4, "least time of a transfer")
+    sharpness: float = parameter("1", 1, 2, 12, "exponent joining that and the transfer")
+    token: float = parameter("s", 1e-12, 1e-9, 1e-6, "work per token and expert choice")
+    local: float = parameter("1", 0.01, 1, 30, "rate of packing in memory, in memory bandwidths")
+
+
+def volume(operation: str, chips: Any) -> Any:
+    """Return the bytes that each chip sends per byte of the buffer (Thakur et al. 2005)."""
+    return np.where(operation == "all_reduce", 2.0, 1.0) * (chips - 1) / chips
+
+
+def collective_work(shape: CollectiveShape) -> Work:
+    """Return the bytes that each chip must send."""
+    sent = volume(shape.operation, shape.chips) * shape.nbytes
+    return Work(0.0, sent, bandwidth=shape.link_bandwidth)
+
+
+def collective(
+    shape: CollectiveShape, chip: KernelChip, params: CollectiveParameters
+) -> KernelTime:
+    """Return the better of a low-latency and a bulk protocol, as NCCL's tuner would switch."""
+    steps = STEPS[shape.operation](shape.chips)
+    many = np.maximum(shape.chips / 4, 1) ** params.growth
+    link = shape.link_bandwidth * np.where(shape.chips == 2, params.pair_efficiency, many)
+    transfer = collective_work(shape).nbytes / link
+    quick = params.quick_step * steps + transfer / params.quick_efficiency
+    start = params.bulk_start + params.bulk_step * steps
+    stream = transfer / params.bulk_efficiency
+    bulk = start + stream + params.pipeline * np.sqrt(start * stream)
+    time = params.launch + soft_min([quick, bulk], SWITCH)
+    limiter = _network_limiter(time, np.minimum(stream, time))
+    return KernelTime(time, limiter)
+
+
+def custom_all_reduce(
+    shape: CollectiveShape, chip: KernelChip, params: CustomAllReduceParameters
+) -> KernelTime:
+    """Return the best of one-shot (all read all), two-shot (reduce-scatter, gather) and ring."""
+    others = shape.chips - 1.0
+    whole = others * shape.nbytes / shape.link_bandwidth
+    halves = 2 * whole / shape.chips
+    one = params.one_shot + whole / params.one_shot_efficiency
+    two = params.two_shot + halves / params.two_shot_efficiency
+    start = params.ring_step * 2 * others
+    stream = halves / (params.ring_efficiency * (shape.chips / 2) ** params.growth)
+    ring = start + stream + params.pipeline * np.sqrt(start * stream)
+    own = resident(shape.nbytes, params.limit)  # 1 below the limit, 0 above: a soft step
+    best = soft_min([one, two], SWITCH) ** own * ring ** (1 - own)
+    time = params.launch + params.barrier * others + best
+    return KernelTime(time, _network_limiter(time, np.minimum(halves, time)))
+
+
+def dispatch_work(shape: DispatchShape) -> Work:
+    """Return the bytes that leave the chip: each token once to each other chip that it needs."""
+    reached = shape.chips * (1 - (1 - 1 / shape.chips) ** shape.topk)  # chips holding an expert
+    sent = reached * (shape.chips - 1) / shape.chips
+    nbytes = shape.tokens * sent * shape.hidden * shape.element_bytes
+    return Work(0.0, nbytes, bandwidth=shape.link_bandwidth)
+
+
+def dispatch(shape: DispatchShape, chip: KernelChip, params: DispatchParameters) -> KernelTime:
+    """Return the time of an expert all-to-all (DeepEP; DeepSeek-AI 2025): dispatch or combine."""
+    transfer = dispatch_work(shape).nbytes / (shape.link_bandwidth * params.efficiency)
+    packed = shape.tokens * (1.0 + shape.topk) * shape.hidden * shape.element_bytes
+    local = packed / (chip.memory_bandwidth * params.local)
+    token = params.token * shape.tokens * shape.topk
+    moved = soft_max(transfer + local + token, params.least, params.sharpness)
+    time = params.launch + moved
+    return KernelTime(time, _network_limiter(time, transfer))
+
+
+def _network_limiter(time: Any, transfer: Any) -> Any:
+    """Return bandwidth where the transfer is more than half of the time, else latency."""
+    return largest(
+        (Limiter.NETWORK_BANDWIDTH, transfer), (Limiter.NETWORK_LATENCY, time - transfer)
+    )
+
+
+def collective_features(shape: CollectiveShape, chip: KernelChip) -> dict[str, Any]:
+    """Return size and chips."""
+    return {"size": np.log2(shape.nbytes), "chips": np.log2(shape.chips)}
+
+
+def dispatch_features(shape: DispatchShape, chip: KernelChip) -> dict[str, Any]:
+    """Return tokens, their size and their fan-out."""
+    return {
+        "tokens": np.log2(shape.tokens),
+        "hidden": np.log2(shape.hidden),
+        "topk": np.log2(shape.topk),
+    }
+
+
+SIZE_TERMS = (("size", "chips"),)
+# a residual halves the error between measured sizes, but adds nothing for a number of chips that
+# was not measured and loses on larger messages
+LIBRARY_LEVELS = ("ideal", "calibrated", "tiled")
+COLLECTIVES = {
+    operation: Kernel(operation, CollectiveParameters, collective_work, collective,
+                      collective_features, terms=SIZE_TERMS, levels=LIBRARY_LEVELS)
+    for operation in STEPS
+}  # fmt: skip
+CUSTOM_ALL_REDUCE = Kernel(
+    "custom_all_reduce", CustomAllReduceParameters, collective_work, custom_all_reduce,
+    collective_features, terms=SIZE_TERMS, levels=LIBRARY_LEVELS,
+)  # fmt: skip
+DISPATCH = Kernel(
+    "dispatch", DispatchParameters, dispatch_work, dispatch, dispatch_features,
+    terms=(("tokens", "hidden"), ("tokens", "topk")),
+)  # fmt: skip
+COMBINE = replace(DISPATCH, name="combine")

@@ -1,0 +1,152 @@
+"""Multi-head latent attention (DeepSeek-V2, sec. 2.1): decode in latent space, prefill expanded.
+
+Decode is multi-query attention over one latent "head" of 512 + 64 numbers per token (weight
+absorption, DeepSeek-V2 app. B; FlashMLA 2025); prefill is ordinary attention with query-key size
+192 and value size 128, priced by `attention.prefill` at their mean.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from opgraph.kernels.attention import PREFILL, AttentionShape, PrefillParameters, prefill
+from opgraph.kernels.chip import KernelChip
+from opgraph.kernels.kernel import (
+    Kernel,
+    KernelTime,
+    Limiter,
+    Work,
+    largest,
+    parameter,
+    resident,
+    soft_max,
+)
+
+LATENT, ROPE = 512.0, 64.0  # DeepSeek-V2/V3: kv_lora_rank, qk_rope_head_dim
+NOPE, VALUE = 128.0, 128.0  # qk_nope_head_dim, v_head_dim
+BLOCK = 64.0  # tokens per step (FlashMLA page)
+HEAD_TILES = (64.0, 128.0)  # query heads that one tile packs
+NARROW = 16.0  # query heads of a narrow tile: heads as columns of the product
+SWITCH = 16.0  # exponent of the soft step from narrow to tall tiles
+OUTPUT_BYTES = 2.0
+
+
+class MlaShape(NamedTuple):
+    """Per chip: sequences, new tokens, tokens attended with them, heads; latent KV bytes."""
+
+    batch: Any
+    seq: Any
+    context: Any
+    heads: Any
+    dtype: str = "bf16"
+    kv_bytes: float = 2.0
+
+
+@dataclass(frozen=True)
+class MlaDecodeParameters:
+    """Parameters of `mla_decode`."""
+
+    launch: float = parameter("s", 1e-6, 9e-6, 6e-5, "launch and drain, paid once")
+    tile: float = parameter("s", 5e-8, 2e-6, 3e-5, "start and end of a tile")
+    block: float = parameter("s", 5e-9, 3e-7, 1e-5, "least time of a block of tokens")
+    core_rate: float = parameter(
+        "byte/FLOP", 3e-4, 0.012, 1, "what a core can load per FLOP of its bf16 peak"
+    )
+    memory_efficiency: float = parameter("1", 0.3, 0.85, 1.05, "reached part of memory bandwidth")
+    cache_bandwidth: float = parameter("1", 0.3, 1.8, 50, "L2 bandwidth in memory bandwidths")
+    cache_fraction: float = parameter("1", 0.2, 0.9, 1.6, "part of L2 that keeps the KV cache")
+    sharpness: float = parameter("1", 1, 3, 12, "exponent joining tiles and memory")
+    merge: float = parameter("s", 1e-8, 2e-6, 3e-5, "merging the parts of a split context")
+    miss: float = parameter("s", 1e-8, 3e-6, 3e-5, "extra latency when the KV cache is not in L2")
+    compute_efficiency: float = parameter("1", 0.05, 0.6, 1.2, "reached part of the matrix peak")
+    narrow_rows: float = parameter("1", 4, 32, 200, "query heads up to which tiles are narrow")
+    write_rate: float = parameter(
+        "1", 0.01, 0.4, 50, "rate of the pass over queries and outputs, in memory bandwidths"
+    )
+
+
+def mla_decode_work(shape: MlaShape) -> Work:
+    """Return FLOP and compulsory bytes in latent space."""
+    width = 2 * LATENT + ROPE
+    flop = 2 * shape.batch * shape.seq * shape.heads * shape.context * width
+    kv = shape.batch * shape.context * (LATENT + ROPE) * shape.kv_bytes
+    rows = shape.batch * shape.seq * shape.heads * width * OUTPUT_BYTES
+    return Work(flop, kv + rows, shape.dtype)
+
+
+def mla_decode(shape: MlaShape, chip: KernelChip, params: MlaDecodeParameters) -> KernelTime:
+    """Return the time of latent attention of one (or few) new tokens per sequence."""
+    rows = shape.heads * shape.seq
+    nbytes = shape.batch * shape.context * (LATENT + ROPE) * shape.kv_bytes
+    hit = resident(nbytes, params.cache_fraction * chip.cache.capacity, 12.0)
+    far = nbytes * (1 - hit) / (chip.memory_bandwidth * params.memory_efficiency)
+    near = nbytes / (chip.memory_bandwidth * params.cache_bandwidth)
+    options = [_decode_tiles(shape, rows, tall, chip, params) for tall in HEAD_TILES]
+    tall, narrow = np.minimum(*options), _decode_tiles(shape, rows, NARROW, chip, params)
+    few = resident(rows, params.narrow_rows, SWITCH)  # 1 where the kernel takes narrow tiles
+    again = few * (np.ceil(rows / NARROW) - 1)  # each further narrow tile reads the cache again
+    busy = tall ** (1 - few) * narrow**few
+    memory = far + near * (hit + again)
+    moved = shape.batch * rows * (2 * LATENT + ROPE) * OUTPUT_BYTES
+    write = moved / (chip.memory_bandwidth * params.write_rate)
+    start = params.launch + write + params.miss * (1 - hit)
+    limiter = largest((Limiter.COMPUTE, busy), (Limiter.MEMORY, memory + write),
+                      (Limiter.LAUNCH, start - write))  # fmt: skip
+    return KernelTime(start + soft_max(busy, memory, params.sharpness), limiter)
+
+
+def _decode_tiles(
+    shape: MlaShape, rows: Any, tall: float, chip: KernelChip, params: MlaDecodeParameters
+) -> Any:
+    """Return the time of tiles of `tall` query heads, the context split over idle cores."""
+    groups = np.ceil(rows / tall)
+    tiles = shape.batch * groups
+    blocks = np.ceil(shape.context / BLOCK)
+    core = chip.matrix["bf16"] / chip.cores
+    load = BLOCK * (LATENT + ROPE) * shape.kv_bytes / (params.core_rate * core)
+    flop = 2 * np.clip(rows, NARROW, tall) * BLOCK * (2 * LATENT + ROPE)
+    speed = chip.matrix[shape.dtype] / chip.cores * params.compute_efficiency
+    block = np.maximum(np.maximum(params.block, load), flop / speed)
+    whole = np.ceil(tiles / chip.cores) * (params.tile + blocks * block)
+    split = np.clip(np.floor(chip.cores / tiles), 1, blocks)
+    parts = params.tile + np.ceil(blocks / split) * block + params.merge
+    return np.where(split > 1, np.minimum(whole, parts), whole)
+
+
+def expanded(shape: MlaShape) -> AttentionShape:
+    """Return MLA prefill as ordinary attention with the mean of its two head sizes."""
+    size = (NOPE + ROPE + VALUE) / 2
+    return AttentionShape(shape.batch, shape.seq, shape.context, shape.heads, shape.heads, size,
+                          0.0, shape.dtype, OUTPUT_BYTES)  # fmt: skip
+
+
+def mla_prefill(shape: MlaShape, chip: KernelChip, params: PrefillParameters) -> KernelTime:
+    """Return the time of causal attention of many new tokens, keys and values expanded."""
+    return prefill(expanded(shape), chip, params)
+
+
+def mla_features(shape: MlaShape, chip: KernelChip) -> dict[str, Any]:
+    """Return where the residual looks."""
+    groups = shape.batch * np.ceil(shape.heads * shape.seq / HEAD_TILES[0])
+    tiles = shape.batch * shape.heads * np.ceil(shape.seq / 128) / chip.cores
+    return {
+        "batch": np.log2(shape.batch),
+        "heads": np.log2(shape.heads),
+        "seq": np.log2(shape.seq),
+        "context": np.log2(shape.context),
+        "groups": np.log2(groups / chip.cores),
+        "group_fill": groups / chip.cores / np.ceil(groups / chip.cores),
+        "waves": np.log2(tiles),
+        "fill": tiles / np.ceil(tiles),
+    }
+
+
+MLA_DECODE = Kernel(
+    "mla_decode", MlaDecodeParameters, mla_decode_work, mla_decode, mla_features,
+    terms=(("batch", "context"), ("heads", "context"), ("groups", "group_fill")),
+)  # fmt: skip
+MLA_PREFILL = Kernel(
+    "mla_prefill", PrefillParameters, lambda shape: PREFILL.work(expanded(shape)), mla_prefill,
+    mla_features, terms=(("batch", "seq"), ("heads", "seq"), ("waves", "fill")),
+)  # fmt: skip

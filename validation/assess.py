@@ -1,0 +1,178 @@
+"""Fit, score and write: what `opgraph calibrate` does."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from hardware import SpecError, load_chip
+from opgraph.kernels import KERNELS, kernel_chip, load_calibration
+from validation.accuracy import (
+    ANCHOR_SPREAD,
+    INTERVAL,
+    Gaps,
+    beyond,
+    errors,
+    held_out,
+    intervals,
+    other_chips,
+    rows_of,
+)
+from validation.calibrate import (
+    Case,
+    Fits,
+    cases,
+    first_pass,
+    fit_calibrated,
+    fit_case,
+    fit_tiled,
+    pooled,
+)
+from validation.chips import MEASURED
+from validation.classes import CLASSES
+from validation.datasets import load
+from validation.extras import needed
+from validation.files import (
+    CALIBRATION,
+    EVIDENCE,
+    TABLE,
+    TRANSFER,
+    arrays_of,
+    entry,
+    evidence,
+    transfer_entry,
+    write_errors,
+    write_parameters,
+    write_tables,
+)
+from validation.fitting import Prior
+from validation.splits import splits, subset
+
+LEAST_ROWS = 50  # of a user's table: fewer leave too few to hold out
+CHIP_SHARE = 500  # rows of each chip in the intervals of transferred parameters
+
+Track = Callable[[list[Any]], Iterable[Any]]
+
+
+class Scored(NamedTuple):
+    """One fitted case with its errors on rows never fitted."""
+
+    case: Case
+    fits: Fits
+    gaps: Gaps  # within the chip
+    moved: Gaps  # with the parameters of other generations
+    rows: list[dict[str, Any]]
+
+
+def calibrate(
+    ops: Iterable[str] = tuple(CLASSES), chips: Iterable[str] = tuple(MEASURED), *,
+    out: Path = CALIBRATION, proofs: Path = EVIDENCE, track: Track = iter,
+) -> pd.DataFrame:  # fmt: skip
+    """Fit classes on chips, write calibrations and evidence to two folders, return the errors.
+
+    Parameters for chips that nobody measured are written when all chips are fitted.
+    """
+    needed("scipy")
+    chosen, rows = list(chips), []
+    for op in track(list(ops)):
+        members = cases(op)
+        first = first_pass(members)
+        scored = [score(case, fit_case(case, members, first))
+                  for case in members if case.chip_name in chosen]  # fmt: skip
+        for chip in chosen:
+            write([each for each in scored if each.case.chip_name == chip], out, proofs)
+        rows += [row for each in scored for row in each.rows]
+        if set(chosen) == set(MEASURED):
+            write_transfer(op, scored, out)
+    table = pd.DataFrame(rows)
+    write_errors(proofs / TABLE, table)
+    return table
+
+
+def calibrate_own(
+    chip: str, op: str, dtype: str, table: Path, *, out: Path = CALIBRATION
+) -> pd.DataFrame:
+    """Fit one class on a user's table of one chip, write its calibration, return the errors.
+
+    The parameters start from, and are drawn to, those transferred from other chips. Raises
+    SpecError where the table lacks columns or rows.
+    """
+    needed("scipy")
+    machine, kernel = kernel_chip(load_chip(chip)), CLASSES[op].kernel
+    sample = load(CLASSES[op].dataset, machine, dtype, source=table)
+    if sample is None or len(sample.measured) < LEAST_ROWS:
+        found = 0 if sample is None else len(sample.measured)
+        raise SpecError(f"{table} has {found} usable rows of {op} in {dtype}; {LEAST_ROWS} suffice")
+    case = Case(op, machine.name, dtype, machine, sample, splits(kernel, sample, machine))
+    start = load_calibration(CALIBRATION / f"{TRANSFER}.toml", KERNELS).get((op, dtype))
+    prior = Prior(start.tiled, ANCHOR_SPREAD) if start else None
+    sets = {"all": np.arange(len(sample.measured)),
+            **{name: split.train for name, split in case.splits.items()}}  # fmt: skip
+    fits = Fits({name: fit_tiled(case, seen, prior) for name, seen in sets.items()},
+                {name: fit_calibrated(case, seen) for name, seen in sets.items()},
+                None)  # fmt: skip
+    scored = score(case, fits)
+    write([scored], out)
+    return pd.DataFrame(scored.rows)
+
+
+def score(case: Case, fits: Fits) -> Scored:
+    """Return the errors of a fitted case."""
+    gaps, moved = held_out(case, fits), other_chips(case, fits)
+    return Scored(case, fits, gaps, moved, rows_of(case, {**gaps, **moved}, intervals(gaps)[1]))
+
+
+def write(scored: list[Scored], out: Path, proofs: Path | None = None) -> None:
+    """Write the calibration of one chip, and its evidence."""
+    if not scored:
+        return
+    entries: dict[str, Any] = {}
+    proof: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
+    for case, fits, gaps, _, rows in scored:
+        near = intervals(gaps)[0]
+        found = {"interval": near, "beyond": beyond(gaps, near),
+                 "errors": _summary(rows)}  # fmt: skip
+        entries.setdefault(case.op, {})[case.dtype] = entry(case, fits, found)
+        proof.setdefault(case.op, {})[case.dtype] = evidence(case, fits)
+        arrays.update(arrays_of(case, fits))
+    chip = scored[0].case.chip_name
+    write_parameters(out / f"{chip}.toml", entries)
+    write_tables(out / f"{chip}.npz", [(s.case.op, s.case.dtype) for s in scored], arrays)
+    if proofs is not None:
+        write_parameters(proofs / f"{chip}.toml", proof)
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the geomean errors in percent, by split and level."""
+    return {f"{row['split']}.{row['level']}": row["geomean_error"] for row in rows}
+
+
+def write_transfer(op: str, scored: list[Scored], out: Path) -> None:
+    """Write the parameters for chips that nobody measured, with the errors of unseen chips."""
+    entries = {}
+    for dtype in dict.fromkeys(each.case.dtype for each in scored):
+        same = [each for each in scored if each.case.dtype == dtype]
+        centre = [s for s in same if not MEASURED[s.case.chip_name].workstation] or same
+        gaps = _joined([each.moved["chip"] for each in centre if "chip" in each.moved])
+        if gaps:
+            near = {level: np.exp(np.quantile(gap, INTERVAL)).tolist()
+                    for level, gap in gaps.items()}  # fmt: skip
+            near["corrected"] = near.get("tiled", near["calibrated"])  # no residual travels
+            rows = {f"chip.{level}": errors(gap)["geomean_error"] for level, gap in gaps.items()}
+            members = [each.case for each in centre]
+            found = {"interval": near, "errors": rows}
+            entries[dtype] = transfer_entry(members, pooled(op, members), found)
+    write_parameters(out / f"{TRANSFER}.toml", {op: entries})
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the rows of several chips, in equal parts, by level."""
+    if not parts:
+        return {}
+    least = min(CHIP_SHARE, *(len(next(iter(part.values()))) for part in parts))
+    return {level: np.concatenate([part[level][subset(np.arange(len(part[level])), least)]
+                                   for part in parts])
+            for level in parts[0]}  # fmt: skip

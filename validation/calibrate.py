@@ -1,0 +1,209 @@
+"""Fit every operator class on every chip, each split apart.
+
+Two passes. The first fits each chip alone from the declared starts. The second draws each chip
+towards what the other chips found (their median, weighted by their spread), which keeps a
+parameter that the seen rows do not determine at a value that hardware like it has.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hardware import load_chip
+from opgraph.kernels import Calibration, KernelChip, kernel_chip, price
+from opgraph.kernels.residual import Residual
+from opgraph.kernels.smooth_roofline import SmoothRoofline, smooth_roofline
+from validation.chips import MEASURED, alike
+from validation.classes import CLASSES
+from validation.datasets import Sample, load, take
+from validation.fitting import Prior, fit_parameters, fit_residual, fitted_range
+from validation.splits import Split, splits, subset
+
+FIT_ROWS = 1500
+RESIDUAL_ROWS = 20000
+POOL_ROWS = 300  # of each chip, for the parameters that travel
+FIRST_SPREAD = 1.0  # spread of the prior of the first pass, in ln
+FREE_SPREAD = 3.0  # of the four numbers of the smooth roofline: as good as none
+
+
+class Case(NamedTuple):
+    """One operator class on one chip in one number format, with its rows."""
+
+    op: str
+    chip_name: str
+    dtype: str
+    chip: KernelChip
+    sample: Sample
+    splits: Mapping[str, Split]
+
+
+class Pool(NamedTuple):
+    """Parameters of several chips at once."""
+
+    tiled: Any
+    calibrated: SmoothRoofline
+
+
+class Fits(NamedTuple):
+    """All parameters of one case: by split, and those of every other generation of chips."""
+
+    tiled: Mapping[str, Any]  # "all" and each split
+    calibrated: Mapping[str, SmoothRoofline]
+    transferred: Pool | None
+
+
+def cases(op: str, chips: Iterable[str] = tuple(MEASURED)) -> list[Case]:
+    """Return every measured case of a class; mistuned rows are left out."""
+    kernel, dataset = CLASSES[op]
+    answer = []
+    for name in chips:
+        chip = kernel_chip(load_chip(name))
+        for dtype in dataset.select:
+            sample = load(dataset, chip, dtype, system=MEASURED[name].system)
+            if sample is not None:
+                sample = only(sample, sample.tuned)
+                answer.append(Case(op, name, dtype, chip, sample, splits(kernel, sample, chip)))
+    return answer
+
+
+def only(sample: Sample, mask: np.ndarray) -> Sample:
+    """Return the sample of the rows in a mask."""
+    rows = np.flatnonzero(mask)
+    return sample._replace(
+        shape=take(sample.shape, rows), measured=sample.measured[rows],
+        family=sample.family[rows], tuned=sample.tuned[rows], frame=sample.frame.iloc[rows],
+    )  # fmt: skip
+
+
+def stored(case: Case, data: Mapping[str, Any]) -> Fits:
+    """Return the fits that a file of evidence holds for a case."""
+    kind = CLASSES[case.op].kernel.parameters
+    moved = data.get("transferred")
+    return Fits(
+        {name: kind(**data[name]["tiled"]) for name in case.splits},
+        {name: SmoothRoofline(**data[name]["calibrated"]) for name in case.splits},
+        Pool(kind(**moved["tiled"]), SmoothRoofline(**moved["calibrated"])) if moved else None,
+    )
+
+
+def fit_tiled(case: Case, rows: np.ndarray, prior: Prior | None = None) -> Any:
+    """Return the physical parameters of one case on some rows."""
+    kernel = CLASSES[case.op].kernel
+    rows = subset(rows, FIT_ROWS)
+    shape, measured = take(case.sample.shape, rows), case.sample.measured[rows]
+    prior = prior or Prior(kernel.parameters(), FIRST_SPREAD)
+    return fit_parameters(
+        lambda params: kernel.tiled(shape, case.chip, params).time, measured, kernel.parameters,
+        prior=prior,
+    )  # fmt: skip
+
+
+def fit_calibrated(case: Case, rows: np.ndarray) -> SmoothRoofline:
+    """Return the four numbers of the smooth roofline."""
+    kernel = CLASSES[case.op].kernel
+    rows = subset(rows, FIT_ROWS)
+    work = kernel.work(take(case.sample.shape, rows))
+    found: SmoothRoofline = fit_parameters(
+        lambda params: smooth_roofline(work, case.chip, params).time, case.sample.measured[rows],
+        SmoothRoofline, prior=Prior(SmoothRoofline(), FREE_SPREAD),
+    )  # fmt: skip
+    return found
+
+
+def fit_corrected(case: Case, rows: np.ndarray, tiled: Any) -> Residual:
+    """Return the residual of the physics on some rows; of a class without, only their ranges."""
+    kernel = CLASSES[case.op].kernel
+    rows = subset(rows, RESIDUAL_ROWS)
+    shape = take(case.sample.shape, rows)
+    features = {
+        name: np.broadcast_to(value, rows.shape)
+        for name, value in kernel.features(shape, case.chip).items()
+    }
+    if "corrected" not in kernel.levels:
+        return fitted_range(features, kernel.terms)
+    time = kernel.tiled(shape, case.chip, tiled).time
+    return fit_residual(features, np.log(case.sample.measured[rows] / time), kernel.terms)
+
+
+def relatives(case: Case, found: Mapping[tuple[str, str], Any]) -> Prior | None:
+    """Return the median and spread of what the other chips found, for the same format.
+
+    Formats with fewer than two other chips lean on the other chips' other formats.
+    """
+    kernel = CLASSES[case.op].kernel
+    others = [
+        fit
+        for (chip, dtype), fit in found.items()
+        if chip != case.chip_name and dtype == case.dtype and alike(chip, case.chip_name)
+    ]
+    if len(others) < 2:
+        others = [
+            fit
+            for (chip, _), fit in found.items()
+            if chip != case.chip_name and alike(chip, case.chip_name)
+        ]
+    return Prior.of(kernel.parameters, others) if len(others) > 1 else None
+
+
+def pooled(op: str, members: list[Case]) -> Pool:
+    """Return one parameter set for all rows of several cases."""
+    kernel = CLASSES[op].kernel
+    parts = []
+    for case in members:
+        rows = subset(np.arange(len(case.sample.measured)), POOL_ROWS)
+        parts.append((take(case.sample.shape, rows), case.chip, case.sample.measured[rows]))
+    measured = np.concatenate([part[2] for part in parts])
+    tiled = fit_parameters(
+        lambda params: np.concatenate([kernel.tiled(s, c, params).time for s, c, _ in parts]),
+        measured, kernel.parameters, prior=Prior(kernel.parameters(), FIRST_SPREAD),
+    )  # fmt: skip
+    works = [(kernel.work(s), c) for s, c, _ in parts]
+    calibrated = fit_parameters(
+        lambda params: np.concatenate([smooth_roofline(w, c, params).time for w, c in works]),
+        measured, SmoothRoofline, prior=Prior(SmoothRoofline(), FREE_SPREAD),
+    )  # fmt: skip
+    return Pool(tiled, calibrated)
+
+
+def transferred(members: list[Case], case: Case) -> Pool | None:
+    """Return the parameters of every other generation for this case, or None without any."""
+    mine = MEASURED[case.chip_name].generation
+    others = [
+        other
+        for other in members
+        if other.dtype == case.dtype and MEASURED[other.chip_name].generation != mine
+    ]
+    kin = [other for other in others if alike(other.chip_name, case.chip_name)]
+    return pooled(case.op, kin or others) if others else None
+
+
+def first_pass(members: list[Case]) -> dict[tuple[str, str], Any]:
+    """Return the physical parameters of each case fitted alone, by chip and format."""
+    return {
+        (case.chip_name, case.dtype): fit_tiled(case, np.arange(len(case.sample.measured)))
+        for case in members
+    }
+
+
+def fit_case(case: Case, members: list[Case], first: Mapping[tuple[str, str], Any]) -> Fits:
+    """Return all parameters of one case."""
+    prior = relatives(case, first)
+    everything = np.arange(len(case.sample.measured))
+    sets = {"all": everything, **{name: split.train for name, split in case.splits.items()}}
+    tiled = {name: fit_tiled(case, rows, prior) for name, rows in sets.items()}
+    calibrated = {name: fit_calibrated(case, rows) for name, rows in sets.items()}
+    return Fits(tiled, calibrated, transferred(members, case))
+
+
+def predictions(case: Case, fits: Fits, split: str) -> dict[str, np.ndarray]:
+    """Return predicted times of the held-out rows of a split, by level."""
+    kernel = CLASSES[case.op].kernel
+    train, test = case.splits[split]
+    shape = take(case.sample.shape, test)
+    residual = fit_corrected(case, train, fits.tiled[split])
+    model = Calibration("", fits.calibrated[split], fits.tiled[split], residual, {}, {})
+    return {
+        level: np.broadcast_to(price(kernel, shape, case.chip, level, model).time, test.shape)
+        for level in kernel.levels
+    }
