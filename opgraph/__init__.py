@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from opgraph.cost import Calibrated, CostModel, Efficiency, Roofline
+    from opgraph.cost import Calibrated, CostModel, Efficiency, Host, Roofline
     from opgraph.graph import Block, Builder, Graph, GraphError
     from opgraph.memory import Footprint
     from opgraph.model import Model
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from opgraph.workload import Workload
 
 _HOME = {
-    "cost": ("Calibrated", "CostModel", "Efficiency", "Roofline"),
+    "cost": ("Calibrated", "CostModel", "Efficiency", "Host", "Roofline"),
     "graph": ("Block", "Builder", "Graph", "GraphError"),
     "memory": ("Footprint",),
     "model": ("Model",),
@@ -50,6 +50,7 @@ __all__ = [
     "Format",
     "Graph",
     "GraphError",
+    "Host",
     "Model",
     "Operator",
     "Plan",

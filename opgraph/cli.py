@@ -35,7 +35,7 @@ app = typer.Typer(
 )
 
 BAD_INPUT = 2
-_GIGA = 1e9
+_GIGA, _MICRO = 1e9, 1e6
 
 
 class Listing(StrEnum):
@@ -129,6 +129,8 @@ def simulate(
     lora_count: LoraCount = 1,
     kv_kept: KVKept = 1.0,
     window: Window = 0,
+    host_step_us: HostStep = 0.0,
+    host_operator_us: HostOperator = 0.0,
     cost: Cost = "ideal",
     as_json: AsJson = False,
     plot: Annotated[
@@ -170,6 +172,8 @@ def write_trace(
     lora_count: LoraCount = 1,
     kv_kept: KVKept = 1.0,
     window: Window = 0,
+    host_step_us: HostStep = 0.0,
+    host_operator_us: HostOperator = 0.0,
     cost: Cost = "ideal",
 ) -> None:
     """Write the timeline of a step as a Chrome trace, to open in Perfetto beside a measured one."""
@@ -349,7 +353,7 @@ def _report(options: dict[str, Any]) -> "Report":
     """The report that the options of `simulate` and `trace` ask for."""
     from frontends import Lora, Variant, load_model
     from hardware import load_platform
-    from opgraph import Plan, Workload, simulate
+    from opgraph import Host, Plan, Workload, simulate
 
     def some(*names: str) -> dict[str, Any]:
         return {name: options[name] for name in names}
@@ -364,6 +368,10 @@ def _report(options: dict[str, Any]) -> "Report":
         Plan(**some("tp", "dp")),
         Workload(**some("batch", "prompt", "output", "images", "skew")),
         cost=options["cost"],
+        host=Host(
+            per_step=options["host_step_us"] / _MICRO,
+            per_operator=options["host_operator_us"] / _MICRO,
+        ),
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware import Number, Platform, SpecError, collective
-from hardware.errors import nearest
+from hardware.errors import nearest, shown
 from opgraph.arithmetic import larger, smaller, where
 from opgraph.operator import Collective, Operator, Work
 from opgraph.plan import Plan
@@ -53,12 +53,36 @@ class Cost:
     provenance: str = "ideal"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """What the host that drives the chips costs, in seconds; a number or an array each.
+
+    Parameters
+    ----------
+    per_step : before the first operator of a step: scheduling, sampling, preparing inputs. For
+        vLLM on eight H100, Davies et al. (LIMINAL v2, arXiv:2507.14397, section 5) fit 95–138 µs
+        for each layer of the model.
+    per_operator : least time of an operator that is launched one by one (eager); nothing where
+        the step is a captured graph.
+    """
+
+    per_step: Number = 0.0
+    per_operator: Number = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("per_step", "per_operator"):
+            value = getattr(self, name)
+            if not np.all(np.isfinite(value)) or np.any(np.less(value, 0)):
+                raise SpecError(f"host: {name} is {shown(value)}, but must be seconds ≥ 0")
+
+
+@dataclass(frozen=True)
 class Machine:
-    """A platform used under a plan."""
+    """A platform used under a plan, driven by a host."""
 
     platform: Platform
     plan: Plan
+    host: Host = field(default_factory=Host)
 
 
 class CostModel(Protocol):
@@ -147,13 +171,34 @@ def cost_model(choice: str | CostModel) -> CostModel:
 
 
 def price(operator: Operator, sizes: Sizes, machine: Machine, model: CostModel) -> Cost:
-    """The cost of *operator* by *model*; none where what it is for is absent (zero images)."""
-    if not operator.given:
-        return model.cost(operator, sizes, machine)
+    """The cost of *operator* by *model*, launched by the host; none where it does not run."""
+    return (
+        _present(operator, sizes, machine, model)
+        if operator.given
+        else _launched(operator, sizes, machine, model)
+    )
+
+
+def _launched(operator: Operator, sizes: Sizes, machine: Machine, model: CostModel) -> Cost:
+    """The cost, but for an operator of the compute stream no less than a launch by the host."""
+    found, least = model.cost(operator, sizes, machine), machine.host.per_operator
+    if not np.any(least) or operator.is_view or operator.stream != "compute":
+        return found
+    bounds: dict[str, Any] = {
+        name: larger(bound, least)
+        for name, bound in (("low", found.low), ("high", found.high))
+        if bound is not None
+    }
+    limiter = where(np.less(found.time, least), LAUNCH, found.limiter)
+    return replace(found, time=larger(found.time, least), limiter=limiter, **bounds)
+
+
+def _present(operator: Operator, sizes: Sizes, machine: Machine, model: CostModel) -> Cost:
+    """The cost of an operator that is for something: none where that is absent (zero images)."""
     given = sizes[operator.given]
     # priced as if it were there, so that nothing is divided by nothing, and left out after that
     there = {**sizes.numbers, operator.given: larger(given, 1)}
-    found = model.cost(operator, replace(sizes, numbers=there), machine)
+    found = _launched(operator, replace(sizes, numbers=there), machine, model)
     here = given > 0
     bounds = {
         name: where(here, bound, 0.0)

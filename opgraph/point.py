@@ -1,7 +1,7 @@
 """Design points: everything the time of a step depends on; one point, or an array of them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware import Number, Platform, SpecError
-from opgraph.cost import CostModel, Machine
+from opgraph.cost import CostModel, Host, Machine
 from opgraph.graph import Graph
 from opgraph.memory import Footprint, peak_activations
 from opgraph.model import Model
@@ -35,6 +35,7 @@ class Point:
     plan: Plan
     workload: Workload
     cost: CostModel
+    host: Host = field(default_factory=Host)
 
     def graph(self, phase: Phase) -> Graph:
         """One chip's graph of a step."""
@@ -59,12 +60,12 @@ class Point:
 
     def step_time(self, phase: Phase, context: Number) -> Number:
         """Seconds of one step."""
-        machine = Machine(self.platform, self.plan)
+        machine = Machine(self.platform, self.plan, self.host)
         return step_time(self.graph(phase), self.sizes(phase, context), machine, self.cost)
 
     def timeline(self, phase: Phase, context: Number) -> Timeline:
         """The timeline of one step."""
-        machine = Machine(self.platform, self.plan)
+        machine = Machine(self.platform, self.plan, self.host)
         return predict(phase, self.graph(phase), self.sizes(phase, context), machine, self.cost)
 
     def footprint(self) -> Footprint:
@@ -110,7 +111,8 @@ class Point:
 
     @property
     def _arrays(self) -> list[Array]:
-        return [*_arrays(self.platform), *_arrays(self.plan), *_arrays(self.workload)]
+        parts = (self.platform, self.plan, self.workload, self.host)
+        return [array for part in parts for array in _arrays(part)]
 
     def take(self, index: Any) -> "Point":
         """The points at *index*, which may be anything that indexes an array of `shape`."""
@@ -147,6 +149,7 @@ class Point:
             platform=_map(self.platform, function),
             plan=_map(self.plan, function),
             workload=_map(self.workload, function),
+            host=_map(self.host, function),
         )
 
 

@@ -96,7 +96,8 @@ class Report:
             raise SpecError(f"at{index}: the report's points are {self.point.shape}") from None
         if point.shape:
             raise SpecError(f"at{index}: give {len(self.point.shape)} indices")
-        return simulate(point.model, point.platform, point.plan, point.workload, cost=point.cost)
+        parts = (point.model, point.platform, point.plan, point.workload)
+        return simulate(*parts, cost=point.cost, host=point.host)
 
     @property
     def verdict(self) -> str:

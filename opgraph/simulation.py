@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from hardware import Number, Platform, SpecError
 from hardware.errors import shown
 from opgraph.arithmetic import larger
-from opgraph.cost import CostModel, cost_model
+from opgraph.cost import CostModel, Host, cost_model
 from opgraph.model import Model
 from opgraph.plan import Plan
 from opgraph.point import Point
@@ -36,6 +36,7 @@ def simulate(
     workload: Workload | None = None,
     *,
     cost: str | CostModel = "ideal",
+    host: Host | None = None,
 ) -> Report:
     """Simulate *model* on *platform*: one prefill step of all prompts, then the decode steps.
 
@@ -45,7 +46,9 @@ def simulate(
         be anything that becomes one, such as a `frontends.Transformer`.
     plan : how the model is spread over chips; one chip if not given.
     workload : batch, prompt and output; `Workload()` if not given.
-    cost : the cost model, or its name: ``ideal`` (roofline) or ``calibrated``.
+    cost : the cost model, or its name: ``ideal`` (roofline), or ``calibrated``, ``tiled``,
+        ``corrected`` (kernels fitted on measurements).
+    host : what the host that drives the chips costs; nothing if not given.
 
     Any number in platform, plan and workload may be an array; all broadcast, and the report's
     figures have the shape of the whole.
@@ -60,7 +63,7 @@ def simulate(
     workload = Workload() if workload is None else workload
     _check_arguments(model, platform, plan, workload)
     model = model if isinstance(model, Model) else model.to_model()
-    point = Point(model, platform, plan, workload, cost_model(cost)).check()
+    point = Point(model, platform, plan, workload, cost_model(cost), host or Host()).check()
     return Report(
         point=point,
         ttft=_evaluate(point, lambda part: part.step_time("prefill", part.workload.prompt)),

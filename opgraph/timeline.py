@@ -223,13 +223,15 @@ def predict(name: str, graph: Graph, sizes: Sizes, machine: Machine, model: Cost
     )
     chip = machine.platform.chip
     source = {"chip": chip.name, "cost": model.name}
-    return Timeline(name, events, forward.makespan, graph, source, chip)
+    host = machine.host.per_step
+    after = tuple(replace(event, starts=event.starts + host) for event in events)
+    return Timeline(name, after, forward.makespan + host, graph, source, chip)
 
 
 def step_time(graph: Graph, sizes: Sizes, machine: Machine, model: CostModel) -> Number:
     """Seconds of one step of the sharded *graph*: the makespan alone."""
     times = {op.name: price(op, sizes, machine, model).time for op, _ in graph.operators}
-    return schedule(program(graph), times).makespan
+    return schedule(program(graph), times).makespan + machine.host.per_step
 
 
 def _event(name: str, graph: Graph, cost: Cost, loop: LoopRun, index: int, slack: Number) -> Event:

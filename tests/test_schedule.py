@@ -9,6 +9,7 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 from strategies import Prices, Ran, executions, graph, priced, tails, tensor, toy
 
+from opgraph.cost import Host
 from opgraph.graph import Block, Builder, Graph, GraphError
 from opgraph.schedule import Schedule, program, schedule
 from opgraph.sizes import Sizes
@@ -28,6 +29,7 @@ class _Platform:
 
 
 class _Machine:
+    host = Host()
     platform = _Platform()
 
 

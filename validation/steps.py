@@ -1,6 +1,7 @@
 """A whole step beside AIConfigurator's own sum over its measured tables, by operator class.
 
-``python -m validation.steps`` prints the tables of ``docs/steps.md``.
+``python -m validation.steps docs/steps.md`` renews the tables of that document; without a
+document they go to standard output.
 """
 
 import json
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -23,6 +25,7 @@ from validation.extras import TABLES, needed
 CLASSES = ("gemm", "attention", "moe", "collective", "elementwise", "other")
 SYSTEMS = {"dgx-h100": "h100_sxm", "dgx-h200": "h200_sxm", "dgx-b200": "b200_sxm"}
 MILLI = 1e3
+MARKS = ("<!-- tables -->", "<!-- end of tables -->")
 
 # what both sides run differs in where a kernel ends; a class holds the same work on both: the
 # tables' products quantise their own input, their attention rotates and writes the cache
@@ -324,11 +327,18 @@ def _table(frame: pd.DataFrame) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def main() -> None:
-    """Write the tables of all setups to standard output."""
-    for model in SETUPS:
-        sys.stdout.write(markdown(model) + "\n")
+def main(path: str = "") -> None:
+    """Write the tables of all setups to standard output, or between the marks of a document."""
+    tables = "\n".join(map(markdown, SETUPS))
+    if not path:
+        sys.stdout.write(tables)
+        return
+    document = Path(path).read_text("utf-8")
+    before, _, rest = document.partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    text = f"{before}{MARKS[0]}\n\n{tables}\n{MARKS[1]}{after}"
+    Path(path).write_text(text, "utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:2])

@@ -1,0 +1,198 @@
+"""Physical sense of every fitted kernel: more chip is never slower, ideal is a floor."""
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hardware
+from hardware import SpecError, load_chip
+from opgraph.kernels import (
+    KERNELS,
+    LEVELS,
+    AttentionShape,
+    CollectiveShape,
+    DispatchShape,
+    GemmShape,
+    LinearShape,
+    MlaShape,
+    Routing,
+    StreamShape,
+    declared,
+    interval,
+    kernel_chip,
+    load_calibration,
+    price,
+    route,
+)
+
+FOLDER = Path(hardware.__file__).parent / "data" / "calibration"
+TILE_STEP = 0.005  # a GEMM may lose this much where more cores change how k is split
+QUICK_CHIPS = ("h100-sxm", "l40s")  # a chip of either kind; the others are slow tests
+N = 400
+
+
+def sizes(rng, low, high):
+    """Sizes at random on a log scale."""
+    return np.round(np.exp(rng.uniform(np.log(low), np.log(high), N)))
+
+
+def gemms(op, rng, link):
+    return GemmShape(sizes(rng, 1, 32768), sizes(rng, 128, 65536), sizes(rng, 128, 65536))
+
+
+def attentions(op, rng, link):
+    context = sizes(rng, 16, 65536)
+    seq = context if op.endswith("prefill") else np.ones(N)
+    kv = 2 ** rng.integers(0, 4, N) * 1.0
+    return AttentionShape(sizes(rng, 1, 64), seq, context, kv * sizes(rng, 1, 8), kv, 128.0)
+
+
+def latents(op, rng, link):
+    context = sizes(rng, 16, 32768)
+    seq = context if op.endswith("prefill") else np.ones(N)
+    return MlaShape(sizes(rng, 1, 64), seq, context, 2 ** rng.integers(0, 8, N) * 1.0)
+
+
+def experts(op, rng, link):
+    count = 2 ** rng.integers(5, 9, N) * 1.0
+    tokens, hidden, ffn = sizes(rng, 1, 16384), sizes(rng, 1024, 8192), sizes(rng, 256, 4096)
+    return route(tokens, hidden, ffn, Routing(count, 8.0))
+
+
+def exchanges(op, rng, link):
+    return DispatchShape(sizes(rng, 1, 65536), 7168.0, 8.0, 8.0, link)
+
+
+def streams(op, rng, link):
+    return StreamShape(sizes(rng, 1, 65536), sizes(rng, 128, 65536))
+
+
+def scans(op, rng, link):
+    return LinearShape(sizes(rng, 1, 64), sizes(rng, 1, 8192), 16.0, 32.0, 128.0, 128.0)
+
+
+def collectives(op, rng, link):
+    operation = "all_reduce" if op == "custom_all_reduce" else op
+    return CollectiveShape(sizes(rng, 256, 1e9), 8.0, link, operation)
+
+
+SHAPES = {
+    "gemm": gemms, "moe": experts, "dispatch": exchanges, "combine": exchanges,
+    "quantise": streams, **dict.fromkeys(("attention_prefill", "attention_decode"), attentions),
+    **dict.fromkeys(("mla_prefill", "mla_decode"), latents),
+    **dict.fromkeys(("gdn_chunk", "gdn_recurrent", "conv1d", "conv1d_update"), scans),
+}  # fmt: skip
+
+
+def shape_of(op, chip):
+    """Random shapes of an operator class, always the same."""
+    return SHAPES.get(op, collectives)(op, np.random.default_rng(0), chip.link_bandwidth)
+
+
+@cache
+def calibration(name):
+    return load_calibration(FOLDER / f"{name}.toml", KERNELS)
+
+
+def cases():
+    """Every calibrated (chip, class, format): quick the first format of each class on few chips."""
+    found = []
+    for path in sorted(FOLDER.glob("*.toml")):
+        chip = "h100-sxm" if path.stem == "transfer" else path.stem
+        seen = set()
+        for op, form in calibration(path.stem):
+            quick = chip in QUICK_CHIPS and op not in seen
+            seen.add(op)
+            marks = [] if quick else [pytest.mark.slow]
+            found.append(pytest.param(path.stem, chip, op, form, marks=marks))
+    return found
+
+
+def more(chip, name):
+    """The chip with a quarter more of one thing, the rates per core unchanged."""
+    changes = {}
+    if name in ("matrix", "cores"):
+        changes["matrix"] = {key: 1.25 * value for key, value in chip.matrix.items()}
+    if name == "cores":
+        changes["vector"] = 1.25 * chip.vector
+    if name != "matrix":
+        changes[name] = 1.25 * getattr(chip, name)
+    return replace(chip, **changes)
+
+
+@pytest.mark.parametrize(("book", "name", "op", "form"), cases())
+@pytest.mark.parametrize("part", ["matrix", "memory_bandwidth", "cores"])
+def test_more_is_never_slower(book, name, op, form, part):
+    chip, fit = kernel_chip(load_chip(name)), calibration(book)[op, form]
+    shape = shape_of(op, chip)
+    before = price(KERNELS[op], shape, chip, "tiled", fit).time
+    after = price(KERNELS[op], shape, more(chip, part), "tiled", fit).time
+    assert np.all(after <= before * (1 + TILE_STEP))
+
+
+@pytest.mark.parametrize(("book", "name", "op", "form"), cases())
+def test_ideal_is_a_floor_and_results_are_finite(book, name, op, form):
+    chip, fit = kernel_chip(load_chip(name)), calibration(book)[op, form]
+    shape = shape_of(op, chip)
+    ideal = price(KERNELS[op], shape, chip, "ideal", fit).time
+    # a cache too small to hide memory traffic
+    bare = replace(chip, cache=replace(chip.cache, capacity=1e4))
+    for level in ("calibrated", "tiled", "corrected"):
+        time = np.asarray(price(KERNELS[op], shape, bare, level, fit).time)
+        assert np.all(np.isfinite(time) & (time > 0))
+        assert np.mean(time < 0.8 * ideal) < 0.02, level
+
+
+@pytest.mark.parametrize(("book", "name", "op", "form"), cases())
+def test_intervals_hold_a_time_and_widen_outside_what_was_fitted(book, name, op, form):
+    chip, fit = kernel_chip(load_chip(name)), calibration(book)[op, form]
+    low, high = interval(KERNELS[op], shape_of(op, chip), chip, "corrected", fit)
+    assert np.all(np.asarray(low) > 0)
+    assert np.all(low <= high)
+    for level in LEVELS:
+        near, far = fit.bands[level], fit.beyond[level]
+        assert far.low <= near.low <= near.high <= far.high
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.stem)
+def test_parameters_are_within_their_physical_bounds(path):
+    for (op, form), fit in calibration(path.stem).items():
+        for p in declared(KERNELS[op].parameters):
+            value = getattr(fit.tiled, p.name)
+            assert p.lower * 0.999 <= value <= p.upper * 1.001, (op, form, p.name)
+        assert fit.provenance.startswith(("measured: ", "transferred: "))
+
+
+def test_levels_that_do_not_help_answer_with_the_one_below():
+    chip, fit = kernel_chip(load_chip("h100-sxm")), calibration("h100-sxm")["all_reduce", "any"]
+    shape = shape_of("all_reduce", chip)
+    assert KERNELS["all_reduce"].level("corrected") == "tiled"
+    assert KERNELS["conv1d_update"].level("tiled") == "calibrated"
+    tiled, corrected = (price(KERNELS["all_reduce"], shape, chip, level, fit).time
+                        for level in ("tiled", "corrected"))  # fmt: skip
+    assert np.array_equal(tiled, corrected)
+
+
+def test_a_scalar_and_an_array_agree():
+    chip, fit = kernel_chip(load_chip("h100-sxm")), calibration("h100-sxm")["gemm", "bf16"]
+    m = np.array([1.0, 100.0, 4096.0])
+    many = price(KERNELS["gemm"], GemmShape(m, 4096.0, 4096.0), chip, "corrected", fit).time
+    for one, size in zip(many, m, strict=True):
+        alone = price(KERNELS["gemm"], GemmShape(size, 4096.0, 4096.0), chip, "corrected", fit)
+        assert one == pytest.approx(float(alone.time), rel=1e-12)
+
+
+def test_a_static_format_leaves_the_quantiser_out():
+    chip, fit = kernel_chip(load_chip("h100-sxm")), calibration("h100-sxm")["gemm", "fp8_block"]
+    shape = GemmShape(64.0, 4096.0, 4096.0, "fp8_block")
+    whole = price(KERNELS["gemm"], shape, chip, "tiled", fit).time
+    bare = shape._replace(dtype="fp8_block_static")
+    assert price(KERNELS["gemm"], bare, chip, "tiled", fit).time < whole
+
+
+def test_a_chip_of_unpublished_figures_is_refused_in_one_line():
+    with pytest.raises(SpecError, match="tpu-v5p has no 'cache'"):
+        kernel_chip(load_chip("tpu-v5p"))
