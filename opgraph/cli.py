@@ -101,6 +101,8 @@ Window = Annotated[
 Cost = Annotated[
     str, typer.Option("--cost", help="the cost model: ideal, calibrated, tiled or corrected")
 ]
+HostStep = Annotated[float, typer.Option(help="µs that the host takes before each step")]
+HostOperator = Annotated[float, typer.Option(help="least µs of an operator launched by the host")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
 
 

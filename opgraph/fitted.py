@@ -36,7 +36,7 @@ from opgraph.kernels import (
     route,
 )
 from opgraph.kernels.chip import kernel_chip
-from opgraph.operator import Activation, Collective, Einsum, Operator, Quantize
+from opgraph.operator import Activation, Collective, Einsum, Operator, Quantize, Rotary
 from opgraph.recurrent import GatedDeltaRule
 from opgraph.sizes import Sizes
 
@@ -52,6 +52,8 @@ _NEXT = {
 _WORDS = {"fp8-block": "fp8_block", "fp8-row": "fp8_block", "nvfp4": "nvfp4", "fp8": "fp8",
           "int8": "int8", "mxfp8": "fp8"}  # fmt: skip
 _STREAM = ("quantise", "fp8")
+# dimensions that count a kernel's rows, by their word
+_TOKENS = frozenset({"batch", "seq", "context", "source", "images", "topk"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,8 @@ class Fitted:
             cost = _faster(cost, self._priced(asked.instead, machine, ideal))
         if isinstance(operator, Collective):
             cost = _only_in_groups(cost)
+        if asked.kernel == _STREAM[0] and not isinstance(operator, Quantize):
+            cost = replace(cost, provenance=f"transferred from {_STREAM[0]}")
         return cost
 
     def _priced(self, asked: Asked, machine: Machine, ideal: Cost) -> Cost:
@@ -177,6 +181,13 @@ def _(operator: Operator, sizes: Sizes, machine: Machine) -> Asked:
 @ask.register
 def _(operator: Activation, sizes: Sizes, machine: Machine) -> Asked:
     return INSIDE if _has_expert_rows(operator) else _stream(operator, sizes)
+
+
+@ask.register
+def _(operator: Rotary, sizes: Sizes, machine: Machine) -> Asked:
+    """The measured prefill kernel rotates as it writes the cache; the decode kernel does not."""
+    decodes = np.all(np.equal(operator.size(sizes, "seq"), 1))
+    return _stream(operator, sizes) if decodes else INSIDE
 
 
 @ask.register
@@ -278,7 +289,10 @@ def _stream(operator: Operator, sizes: Sizes) -> Asked:
     """One pass over rows of the result: bytes read and written and FLOP per number."""
     out, work = operator.outputs[0], operator.work(sizes)
     count = out.numel(sizes)
-    columns = operator.size(sizes, out.dims[-1]) if out.dims else 1
+    # a kernel's row is a token, however many heads it has
+    columns = operator.size(
+        sizes, *(dim for dim in out.dims if dim.partition(".")[0] not in _TOKENS)
+    )
     each = (work.read / count, work.written / count, work.flop / count)
     return Asked(*_STREAM, StreamShape(count / columns, columns, *each))
 
@@ -294,7 +308,7 @@ def _product_format(operator: Einsum) -> tuple[str, str] | None:
         return word, word
     word = _WORDS.get(weights.name, "fp8")
     # the quantiser of the input is an operator of its own
-    alone = f"{word}_static" if word in ("fp8", "fp8_block", "nvfp4") else word
+    alone = f"{word}_static" if word in ("fp8", "fp8_block", "nvfp4", "int8") else word
     return word, alone
 
 

@@ -1,7 +1,5 @@
 """Whole steps beside AIConfigurator's sum over its measured tables."""
 
-import importlib.util
-
 import pytest
 
 from hardware import SpecError
@@ -76,7 +74,6 @@ def test_what_is_not_there_is_refused():
 
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr("validation.extras.find_spec", lambda name: None)
     steps._engine.cache_clear()
     with pytest.raises(SpecError, match=r"pip install 'opgraph\[validation\]'"):

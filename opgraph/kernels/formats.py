@@ -27,6 +27,7 @@ FORMATS = {
     "nvfp4": Format(MICRO_SCALE, MICRO_SCALE, "fp4", quantises=True),
     "w8a16": Format(2, 1, "bf16", quantises=False),
     "w4a16": Format(2, GROUP_SCALE, "bf16", quantises=False),
+    "int8_static": Format(1, 1, "int8", quantises=False),
     "int8": Format(1, 1, "int8", quantises=True),
     "w4a16_mxfp4": Format(2, OCP_SCALE, "bf16", quantises=False),
     "w4a8_mxfp4_static": Format(1, OCP_SCALE, "fp8", quantises=False),
