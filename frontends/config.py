@@ -9,6 +9,7 @@ from hardware.errors import nearest
 
 # no real model comes near; beyond it sizes are typing errors
 LARGEST = 2**31
+MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,16 @@ class Config:
                 f"from 0 to {LARGEST}"
             )
         return value
+
+    def layers(self, default: int | None = None) -> int:
+        """How many layers, each of which is read: no more than a thousand."""
+        count = self.positive("num_hidden_layers", default)
+        if count > MOST_LAYERS:
+            raise SpecError(
+                f"{self.name}: {self.key('num_hidden_layers')!r} is {count}, but a config is read "
+                f"layer by layer, up to {MOST_LAYERS}"
+            )
+        return count
 
     def positive(self, key: str, default: int | None = None) -> int:
         """A whole number ≥ 1."""

@@ -102,7 +102,8 @@ def fold(layers: Sequence[Layer | HyperLayer]) -> tuple[Group, ...]:
     one group of two. A group is called by the layers that it stands for: ``layers3-60``.
     """
     kinds = {layer: number for number, layer in enumerate(dict.fromkeys(layers))}
-    best = _cheapest([kinds[layer] for layer in layers])
+    alike = len(kinds) == 1
+    best = [(1, len(layers))] if alike else _cheapest([kinds[layer] for layer in layers])
     groups: list[Group] = []
     start = 0
     while start < len(layers):

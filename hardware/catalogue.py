@@ -19,15 +19,17 @@ _COUNTED = re.compile(r"(?P<name>[^:×]*)[:×](?P<count>[^:×]*)")
 def load_platform(name: str) -> Platform:
     """Return a platform: by name, from a file, or so many chips or platforms.
 
-    "dgx-h100" is one of the catalogue; "my.toml" a file; "h100-sxm:16" sixteen of that
-    chip in full scale-up domains joined by their network interfaces; "dgx-h100:4" four of
-    that platform. × may stand for the colon. Raises SpecError if there is no such thing.
+    "dgx-h100" is one of the catalogue; "my.toml" a file of a platform, or of a chip for one
+    alone; "h100-sxm:16" sixteen of that chip in full scale-up domains joined by their network
+    interfaces; "dgx-h100:4" four of that platform; "my.toml:8" either of the two. × may stand
+    for the colon of a name. Raises SpecError if there is no such thing.
 
     >>> load_platform("h100-sxm:16").num_chips
     16
     """
-    if name.endswith(".toml"):
-        return _read_platform(find_spec(_PLATFORMS, name))
+    base, _, count = name.rpartition(":") if ".toml:" in name else (name, "", "1")
+    if base.endswith(".toml"):
+        return _file_platform(Path(base), _read_count(count, name))
     return _catalogue_platform(name)
 
 
@@ -49,6 +51,13 @@ def _catalogue_platform(name: str) -> Platform:
         known = [*chips, *list_platforms()]
         raise SpecError(f"unknown chip or platform {shown(base)}{nearest(base, known)}")
     return _of_chips(load_chip(base), count)
+
+
+def _file_platform(path: Path, count: int) -> Platform:
+    """Read so many of the platform or of the chip in a file; a chip's has its memory."""
+    if "memory" in read_toml(path):
+        return _of_chips(load_chip(str(path)), count)
+    return _read_platform(path).replicate(count)
 
 
 def _named_platform(name: str) -> Platform:

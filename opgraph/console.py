@@ -127,12 +127,18 @@ def read_csv(path: Path) -> dict[str, list[str]]:
     from hardware import SpecError
 
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, restkey="", restval=""))
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a BOM
+            reader = csv.DictReader(file, restkey="", restval="", skipinitialspace=True)
+            reader.fieldnames = names = [name.strip() for name in reader.fieldnames or ()]
+            rows = list(reader)
+    except OSError as error:
+        raise SpecError(f"cannot read {path}: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise SpecError(f"{path} is not a CSV table: {error}") from None
     if not rows:
         raise SpecError(f"{path} has no rows: a line of column names and one line a shape")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SpecError(f"{path} has two columns {twice[0]!r}")
     if any("" in row for row in rows):
         line = next(i for i, row in enumerate(rows, start=2) if "" in row)
         raise SpecError(f"{path} line {line} has more cells than there are columns")

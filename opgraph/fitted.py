@@ -31,6 +31,7 @@ from opgraph.kernels import (
     MlaShape,
     Routing,
     StreamShape,
+    interval,
     load_calibration,
     price,
     route,
@@ -115,10 +116,11 @@ class Fitted:
         if found is None:
             return ideal
         fit, origin = found
-        level = self.name if self.name in fit.bands else "tiled"
+        kernel = KERNELS[asked.kernel]
+        level = kernel.level(self.name)
         seen: Any = kernel_chip(chip)
-        time, limiter = price(KERNELS[asked.kernel], asked.shape, seen, level, fit)
-        low, high = fit.bands[level]
+        time, limiter = price(kernel, asked.shape, seen, level, fit)
+        low, high = map(_plain, interval(kernel, asked.shape, seen, level, fit))
         time = _plain(time * asked.share)
         return replace(
             ideal, time=time, limiter=_plain(limiter), low=time * low, high=time * high,

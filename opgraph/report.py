@@ -161,6 +161,8 @@ class Report:
             "prefill": describe_shares(self.prefill),
             "decode": describe_shares(self.decode),
         }
+        if list(self.decode.provenance_shares) != ["ideal"]:
+            rows["rests on"] = _describe(self.decode.provenance_shares) + " (decode, by time)"
         point = self.point
         chips = "1 chip" if self.num_chips == 1 else f"{self.num_chips} chips"
         where = f"{chips} of {point.platform.name}"
@@ -170,9 +172,13 @@ class Report:
 
 def describe_shares(timeline: Timeline) -> str:
     """What limits a phase: ``86 % memory, 14 % network latency``."""
-    shares = sorted(timeline.limiter_shares.items(), key=lambda item: -np.mean(item[1]))
+    return _describe(timeline.limiter_shares)
+
+
+def _describe(shares: dict[str, Number]) -> str:
+    ordered = sorted(shares.items(), key=lambda item: -np.mean(item[1]))
     # half a percent would be printed as none
-    return ", ".join(f"{share:.0%} {name}" for name, share in shares if np.mean(share) >= 0.005)
+    return ", ".join(f"{share:.0%} {name}" for name, share in ordered if np.mean(share) >= 0.005)
 
 
 def _with_interval(value: Number, interval: tuple[Number, Number]) -> str:

@@ -112,6 +112,16 @@ class Timeline:
         return shares
 
     @property
+    def provenance_shares(self) -> dict[str, Number]:
+        """Provenance → its share of all operators' time; the shares sum to 1."""
+        total = sum(event.time * event.count for event in self.events)
+        shares: dict[str, Number] = {}
+        for event in self.events:
+            share = event.time * event.count / total
+            shares[event.provenance] = shares.get(event.provenance, 0.0) + share
+        return shares
+
+    @property
     def busy(self) -> dict[str, Number]:
         """Stream → seconds in which it runs something."""
         totals: dict[str, Number] = {}

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import resources
 
 import pytest
 
@@ -261,3 +262,49 @@ def test_help_loads_nothing_heavy():
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)  # noqa: S603
     assert out.stdout.endswith("loaded: []\n")
+
+
+def test_spreadsheets_write_a_mark_and_spaces(run, tmp_path):
+    table = tmp_path / "shapes.csv"
+    table.write_text("\ufeffm, n ,k\n1,2,3\n", encoding="utf-8")
+    code, out, _ = run("op", "gemm", "--table", str(table), "--chip", "h100-sxm")
+    assert code == 0
+    assert out.splitlines()[0].startswith("m,n,k,time_us")
+
+
+def test_a_column_is_given_once(run, tmp_path):
+    table = tmp_path / "shapes.csv"
+    table.write_text("m,n,k,m\n1,2,3,4\n")
+    code, _, error = run("op", "gemm", "--table", str(table), "--chip", "h100-sxm")
+    assert code == 2
+    assert "two columns 'm'" in error
+
+
+def test_a_fitted_step_says_what_it_rests_on(run):
+    where = ("simulate", "deepseek-v3", "-p", "dgx-h200:2", "--tp", "16")
+    _, out, _ = run(*where, "--cost", "corrected")
+    line = next(line for line in out.splitlines() if "rests on" in line)
+    assert "measured" in line
+    assert "ideal" in line
+    _, out, _ = run(*where)
+    assert "rests on" not in out
+
+
+def test_a_chip_file_is_a_platform(run, tmp_path):
+    chip = tmp_path / "mine.toml"
+    source = resources.files("hardware") / "data" / "chips" / "h100-sxm.toml"
+    chip.write_text(source.read_text())
+    where = ("simulate", "llama-3.1-8b", "--json", "--tp", "2", "-p")
+    code, mine, _ = run(*where, f"{chip}:2")
+    assert code == 0
+    _, theirs, _ = run(*where, "h100-sxm:2")
+    assert json.loads(mine)["tpot_ms"] == json.loads(theirs)["tpot_ms"]
+
+
+def test_layers_without_end_are_refused(run, tmp_path):
+    sizes = {"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 1024}
+    config = {"model_type": "llama", "vocab_size": 1000, "num_hidden_layers": 10**9, **sizes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code, _, error = run("simulate", tmp_path, "-p", "h100-sxm:1")
+    assert code == 2
+    assert "'num_hidden_layers' is 1000000000" in error

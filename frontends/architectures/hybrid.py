@@ -58,7 +58,7 @@ def _mamba(norm: str) -> Callable[[Config], list[Layer]]:
             bias=config.flag("use_bias"),
             conv_bias=config.flag("use_conv_bias", True),
         )
-        return [Layer(mixer=mixer)] * config.positive("num_hidden_layers")
+        return [Layer(mixer=mixer)] * config.layers()
 
     return layers
 
@@ -87,7 +87,7 @@ def _mamba2(config: Config) -> list[Layer]:
             f"{config.name}: 'expand' × 'hidden_size' is {inner}, but 'num_heads' × 'head_dim' is "
             f"{mixer.heads * mixer.dim}"
         )
-    return [Layer(mixer=mixer)] * config.positive("num_hidden_layers")
+    return [Layer(mixer=mixer)] * config.layers()
 
 
 def _jamba(config: Config) -> list[Layer]:
@@ -118,7 +118,7 @@ def _jamba(config: Config) -> list[Layer]:
             mixer=attention if at(index, "attn") else mamba,
             channel=experts if at(index, "expert") else dense,
         )
-        for index in range(config.positive("num_hidden_layers"))
+        for index in range(config.layers())
     ]
 
 
@@ -128,7 +128,7 @@ def _nemotron_h(config: Config) -> list[Layer]:
     pattern = config.values.get("hybrid_override_pattern")
     key = "hybrid_override_pattern" if pattern else "layers_block_type"
     names = [words.get(name, name) for name in pattern or config.values.get(key) or ()]
-    count = config.positive("num_hidden_layers", len(names))
+    count = config.layers(len(names))
     if count != len(names):
         raise SpecError(
             f"{config.name}: {key!r} has {len(names)} entries, but 'num_hidden_layers' is {count}"
@@ -173,7 +173,7 @@ def _granite(config: Config) -> list[Layer]:
         "mamba": Layer(mixer=_state_space(config.called(**_BAMBA)), channel=channel),
         "attention": Layer(mixer=plain_attention(config, rotary), channel=channel),
     }
-    names = config.words("layer_types", config.positive("num_hidden_layers"))
+    names = config.words("layer_types", config.layers())
     return named(config, "layer_types", parts, list(names))
 
 
@@ -182,7 +182,7 @@ def _bamba(config: Config) -> list[Layer]:
     mamba = Layer(mixer=_state_space(config.called(**_BAMBA)), channel=channel)
     attention = Layer(mixer=plain_attention(config), channel=channel)
     at = config.indices("attn_layer_indices")
-    count = config.positive("num_hidden_layers")
+    count = config.layers()
     return [attention if index in at else mamba for index in range(count)]
 
 
@@ -191,11 +191,11 @@ def _falcon_h1(config: Config) -> list[Layer]:
     mamba = _state_space(config.called(**_BAMBA), norm=config.flag("mamba_rms_norm"))
     channel = FeedForward(ffn=config.positive("intermediate_size"), bias=config.flag("mlp_bias"))
     mixer = Together(parts=(mamba, plain_attention(config)))
-    return [Layer(mixer=mixer, channel=channel)] * config.positive("num_hidden_layers")
+    return [Layer(mixer=mixer, channel=channel)] * config.layers()
 
 
 def _zamba2(config: Config) -> list[Layer]:
-    count = config.positive("num_hidden_layers")
+    count = config.layers()
     kinds = config.words("layers_block_type", count)
     if not kinds or kinds[0] == "hybrid":
         raise SpecError(f"{config.name}: 'layers_block_type' must say of each layer what it is, "

@@ -26,7 +26,7 @@ _ROTARY = 0.25
 
 
 def _minimax(config: Config) -> list[Layer]:
-    count, heads = config.positive("num_hidden_layers"), config.positive("num_attention_heads")
+    count, heads = config.layers(), config.positive("num_attention_heads")
     channel = MixtureOfExperts(
         experts=config.positive("num_local_experts"),
         topk=config.positive("num_experts_per_tok"),
@@ -58,7 +58,7 @@ def _minimax(config: Config) -> list[Layer]:
 
 def _qwen3_next(config: Config) -> list[Layer]:
     """Qwen3-Next and Qwen3.5: three layers of gated delta rule, one of gated attention."""
-    count = config.positive("num_hidden_layers")
+    count = config.layers()
     interval = config.positive("full_attention_interval", _FULL_EVERY)
     names = config.words("layer_types", count) or tuple(
         "linear_attention" if (index + 1) % interval else "full_attention" for index in range(count)
@@ -134,14 +134,14 @@ def _kimi_linear(config: Config) -> list[Layer]:
             mixer=attention if index + 1 in full else delta,
             channel=dense if index < first else experts,
         )
-        for index in range(config.positive("num_hidden_layers"))
+        for index in range(config.layers())
     ]
 
 
 def _kimi_full_layers(config: Config, linear: Config) -> set[int]:
     """The layers of latent attention, counted from 1."""
     full, delta = set(linear.indices("full_attn_layers")), set(linear.indices("kda_layers"))
-    count = config.positive("num_hidden_layers")
+    count = config.layers()
     if full & delta or full | delta != set(range(1, count + 1)):
         raise SpecError(
             f"{linear.name}: 'full_attn_layers' and 'kda_layers' together must name each of the "
@@ -162,7 +162,7 @@ def _rwkv7(config: Config) -> list[Layer]:
     )
     later = replace(first, first_values="layers0.v")
     channel = Rwkv7Channel(ffn=config.positive("intermediate_size"))
-    count = config.positive("num_hidden_layers")
+    count = config.layers()
     mixers = [first, *[later] * (count - 1)]
     return [Layer(mixer=mixer, channel=channel) for mixer in mixers]
 

@@ -228,7 +228,7 @@ def _ratio(config: Config, index: int) -> int:
     """A layer's ratio; the list may have the multi-token prediction module's at its end."""
     if not isinstance(config.get("compress_ratios"), list):
         return config.whole("compress_ratios")
-    ratios, layers = config.indices("compress_ratios"), config.positive("num_hidden_layers")
+    ratios, layers = config.indices("compress_ratios"), config.layers()
     if len(ratios) != layers + 1:
         raise SpecError(
             f"{config.name}: 'compress_ratios' has {len(ratios)} entries, but "

@@ -195,7 +195,7 @@ def _clip_stack(vision: Config, *, rotary: bool = False, final_norm: bool = True
         attention=replace(attention, rotary=rotary),
         ffn=_ffn(vision.positive("intermediate_size")),
     )
-    return Stack(count=vision.positive("num_hidden_layers"), layer=layer, final_norm=final_norm)
+    return Stack(count=vision.layers(), layer=layer, final_norm=final_norm)
 
 
 def _llava(decoder: Decoder, config: Config, vision: Config) -> Decoder:
@@ -304,7 +304,7 @@ def _gemma4(decoder: Decoder, config: Config, vision: Config) -> Decoder:
         # one table for each of the two directions
         tables=(("places", 2 * vision.positive("position_embedding_size")),),
     )
-    stack = Stack(count=vision.positive("num_hidden_layers"), layer=layer)
+    stack = Stack(count=vision.layers(), layer=layer)
     return _see(decoder, stem, (stack,), Projector(pool=pool, standard=vision.flag("standardize")))
 
 
@@ -356,7 +356,7 @@ def _tiles(vision: Config, width: int) -> Patches:
 def _mllama_stacks(vision: Config, width: int) -> tuple[Stack, ...]:
     attention = replace(_attention(vision, width, "attention_heads"), bias=False, out_bias=False)
     layer = EncoderLayer(attention=attention, ffn=_ffn(vision.positive("intermediate_size")))
-    local = Stack(count=vision.positive("num_hidden_layers"), layer=layer, final_norm=True)
+    local = Stack(count=vision.layers(), layer=layer, final_norm=True)
     overall = replace(layer, gated=True)
     return local, Stack(count=vision.positive("num_global_layers"), layer=overall)
 

@@ -197,7 +197,7 @@ def dispatch_features(shape: DispatchShape, chip: KernelChip) -> dict[str, Any]:
 
 
 SIZE_TERMS = (("size", "chips"),)
-# a residual halves the error between measured sizes, but adds nothing for a number of chips that
+# a residual lowers the error between measured sizes, but adds nothing for a number of chips that
 # was not measured and loses on larger messages
 LIBRARY_LEVELS = ("ideal", "calibrated", "tiled")
 COLLECTIVES = {
