@@ -328,10 +328,7 @@ def _look_up(book: Book, asked: Asked) -> tuple[Calibration, str] | None:
 @cache
 def _book(chip: str) -> Book:
     """The calibration of a chip, completed by what was pooled over all chips."""
-    pooled = _CALIBRATIONS / "transfer.toml"
-    book: dict[tuple[str, str], Calibration] = {}
-    if pooled.exists():
-        book |= load_calibration(pooled, KERNELS)
+    book = load_calibration(_CALIBRATIONS / "transfer.toml", KERNELS)
     own = _CALIBRATIONS / f"{chip}.toml"
     if own.exists():
         book |= load_calibration(own, KERNELS)

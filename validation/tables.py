@@ -109,7 +109,6 @@ DECODE_TABLE = Dataset(
 )  # fmt: skip
 
 HALF = 2.0
-HELD_CHIPS = 8
 NCCL_NAMES = {"all_reduce": "all_reduce", "all_gather": "all_gather",
               "reduce_scatter": "reduce_scatter", "all_to_all": "alltoall"}  # fmt: skip
 

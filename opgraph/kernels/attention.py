@@ -96,9 +96,14 @@ class DecodeParameters:
     )
 
 
+def _window(shape: AttentionShape) -> Any:
+    """Return the keys that a query may look back, more than there are without a window."""
+    return np.where(np.asarray(shape.window) > 0, shape.window, NO_WINDOW)
+
+
 def attended(shape: AttentionShape) -> Any:
     """Return the keys that one query attends, on average under the causal mask."""
-    window = np.where(np.asarray(shape.window) > 0, shape.window, NO_WINDOW)
+    window = _window(shape)
     first = shape.context - shape.seq + 1.0
     ramp = np.clip(window - first, 0, shape.seq)  # queries that see fewer keys than the window
     low = np.minimum(first, window)
@@ -111,7 +116,7 @@ def attended(shape: AttentionShape) -> Any:
 def attention_work(shape: AttentionShape) -> Work:
     """Return FLOP and compulsory bytes: queries and outputs once, each kept key and value once."""
     flop = 4 * shape.batch * shape.seq * shape.heads * shape.head_dim * attended(shape)
-    window = np.where(np.asarray(shape.window) > 0, shape.window, NO_WINDOW)
+    window = _window(shape)
     keys = np.minimum(shape.context, window + shape.seq - 1)
     kv = 2 * shape.batch * keys * shape.kv_heads * shape.head_dim * shape.kv_bytes
     rows = 2 * shape.batch * shape.seq * shape.heads * shape.head_dim * TENSOR_BYTES
@@ -171,7 +176,7 @@ def prefill(shape: AttentionShape, chip: KernelChip, params: PrefillParameters) 
 
 def decode(shape: AttentionShape, chip: KernelChip, params: DecodeParameters) -> KernelTime:
     """Return the time of attention of one (or few) new tokens per sequence."""
-    window = np.where(np.asarray(shape.window) > 0, shape.window, NO_WINDOW)
+    window = _window(shape)
     context = np.minimum(shape.context, window)
     token = shape.head_dim * shape.kv_bytes
     memory, missed = _decode_memory(shape, context, chip, params)

@@ -68,29 +68,9 @@ def stream(shape: StreamShape, chip: KernelChip, params: StreamParameters) -> Ke
     return KernelTime(params.launch + busy, limiter)
 
 
-def norm(rows: Any, columns: Any) -> StreamShape:
-    """Return RMS norm with residual: two inputs, two outputs; five FLOP per number."""
-    return StreamShape(rows, columns, 2 * BYTES_16, 2 * BYTES_16, 5.0)
-
-
-def gated_activation(rows: Any, columns: Any) -> StreamShape:
-    """Return SwiGLU: two inputs, one output; about eight FLOP per number, the exponential in."""
-    return StreamShape(rows, columns, 2 * BYTES_16, BYTES_16, 8.0)
-
-
-def rotary(rows: Any, columns: Any) -> StreamShape:
-    """Return rotary embedding in place: three FLOP per number."""
-    return StreamShape(rows, columns, BYTES_16, BYTES_16, 3.0)
-
-
 def quantise(rows: Any, columns: Any, out: Any = 1.0) -> StreamShape:
     """Return a cast of 16-bit numbers to `out` bytes."""
     return StreamShape(rows, columns, BYTES_16, out, 2.0)
-
-
-def embedding(rows: Any, columns: Any) -> StreamShape:
-    """Return a gather of one table row per token."""
-    return StreamShape(rows, columns, BYTES_16, BYTES_16, 0.0)
 
 
 def stream_features(shape: StreamShape, chip: KernelChip) -> dict[str, Any]:

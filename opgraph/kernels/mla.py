@@ -12,6 +12,7 @@ import numpy as np
 
 from opgraph.kernels.attention import PREFILL, AttentionShape, PrefillParameters, prefill
 from opgraph.kernels.chip import KernelChip
+from opgraph.kernels.formats import OUTPUT_BYTES
 from opgraph.kernels.kernel import (
     Kernel,
     KernelTime,
@@ -29,7 +30,6 @@ BLOCK = 64.0  # tokens per step (FlashMLA page)
 HEAD_TILES = (64.0, 128.0)  # query heads that one tile packs
 NARROW = 16.0  # query heads of a narrow tile: heads as columns of the product
 SWITCH = 16.0  # exponent of the soft step from narrow to tall tiles
-OUTPUT_BYTES = 2.0
 
 
 class MlaShape(NamedTuple):
