@@ -123,7 +123,7 @@ class MixtureOfExperts:
     def _feed(self, writer: Writer, rows: Tensor, experts: str) -> Tensor:
         *places, model = rows.dims
         at = " ".join(places)
-        ffn = writer.dim("ffn", self.ffn, "expert")
+        ffn = writer.dim("expert_ffn", self.ffn)
         wide = writer.derive("expert_gate_up", f"2*{ffn}") if self.gated else ffn
         name = "experts_gate_up" if self.gated else "experts_up"
         pattern = f"{at} {model}, {experts} {model} {wide} -> {at} {wide}"

@@ -1,12 +1,13 @@
 """Attention: over all keys, over latent vectors, over chosen or compressed tokens."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
 from hardware import Number
 from opgraph.arithmetic import product, smaller
-from opgraph.sizes import Sizes
+from opgraph.sizes import Axes, Sizes
 from opgraph.tensor import Tensor, as_format
 from opgraph.work import Basis, Operator, Work, unlike
 
@@ -20,6 +21,10 @@ class Attention(Operator):
     written. A query attends to the positions up to its own (*causal*): to the last *window* of
     them, to those of its own *chunk*, or to the *chosen* many, where such a dimension is named.
     *kept* names the share of the older positions that the cache still holds.
+
+    Where a prefill's queries are split over chips, each has all new keys, and its share of the
+    pairs (queries dealt out so that all have as many, Llama 3 report, 2024, section 3.3.2). Where
+    the cached positions are split, each chip attends to its own, and the results are summed.
     """
 
     causal: bool = True
@@ -30,12 +35,19 @@ class Attention(Operator):
 
     kind = "attention"
     unit = "matrix"
-    whole = frozenset({"context"})
+    contracted = frozenset({"context"})
+    # the inputs that are keys or values
+    KEYS: ClassVar[slice] = slice(1, 3)
 
     @cached_property
     def outputs(self) -> tuple[Tensor, ...]:
         query, _, value, *_ = self.inputs
         return (self._make(self.name, (*query.dims[:-1], value.dims[-1]), query.format),)
+
+    def wants(self, tensor: Tensor, layout: Mapping[str, Axes]) -> Mapping[str, Axes]:
+        if tensor.name not in {key.name for key in self.inputs[self.KEYS]}:
+            return layout
+        return {dim: axes for dim, axes in layout.items() if dim != "seq"}
 
     def complaint(self, basis: Basis) -> str:
         _, key, value, *_ = self.inputs
@@ -58,20 +70,32 @@ class Attention(Operator):
         return unlike(caches, dict.fromkeys((*known, *places)), basis)
 
     def pairs(self, sizes: Sizes) -> Number:
-        """Query–key pairs of one sequence and head: ``seq × context`` less what is masked."""
-        seq, context = self.size(sizes, "seq"), self.context(sizes)
+        """Query–key pairs of one sequence and head on one chip: ``seq × context`` less what is
+        masked.
+        """
+        seq, context = sizes["seq"], self.context(sizes)
         if not self.causal:
-            return seq * self.keys(sizes)
-        return self._visible(sizes, context) - self._visible(sizes, context - seq)
+            return self._own(sizes, seq * self._keys(sizes), "seq", "context")
+        pairs = self._visible(sizes, context) - self._visible(sizes, context - seq)
+        return self._own(sizes, pairs, "seq", "context")
 
     def context(self, sizes: Sizes) -> Number:
         """Positions that are there to attend to: the new ones, and what is kept of the older."""
-        seq, context = self.size(sizes, "seq"), self.size(sizes, "context")
+        seq, context = sizes["seq"], sizes["context"]
         return context if self.kept is None else seq + (context - seq) * sizes[self.kept]
 
     def keys(self, sizes: Sizes) -> Number:
+        """Positions of which at least one query needs the key, on one chip."""
+        return self._own(sizes, self._keys(sizes), "context")
+
+    def _own(self, sizes: Sizes, count: Number, *dims: str) -> Number:
+        """A chip's part of *count*, where *dims* are split."""
+        ways = product(sizes.ways(self.layout.get(dim, ())) for dim in dims)
+        return count if isinstance(ways, int) and ways == 1 else count / ways
+
+    def _keys(self, sizes: Sizes) -> Number:
         """Positions of which at least one query needs the key."""
-        seq, context = self.size(sizes, "seq"), self.context(sizes)
+        seq, context = sizes["seq"], self.context(sizes)
         if self.window is not None:
             return smaller(context, seq + sizes[self.window] - 1)
         if self.chunk is not None:
@@ -95,15 +119,16 @@ class Attention(Operator):
         """``batch seq context heads kv_heads head_dim value_dim pairs keys`` on one chip."""
         query, key, value, *_ = self.inputs
         heads, head_dim = query.dims[-2:]
+        seq, pairs = self.size(sizes, "seq"), self.pairs(sizes)
         return {
             "batch": self.size(sizes, *query.dims[:-3]),
-            "seq": self.size(sizes, "seq"),
+            "seq": seq,
             "context": self.context(sizes),
             "heads": self.size(sizes, heads),
             "kv_heads": self.size(sizes, key.dims[-2]),
             "head_dim": self.size(sizes, head_dim),
             "value_dim": self.size(sizes, value.dims[-1]),
-            "pairs": self.pairs(sizes),
+            "pairs": pairs,
             "keys": self.keys(sizes),
         }
 
@@ -114,7 +139,6 @@ class Attention(Operator):
         return 2 * rows * self.pairs(sizes) * width
 
     def work(self, sizes: Sizes) -> Work:
-        seq = self.size(sizes, "seq")
         fresh = sum(tensor.nbytes(sizes) for tensor in self.activations)
         position = sum(
             product(
@@ -126,8 +150,10 @@ class Attention(Operator):
             for cache in self.inputs
             if cache.role == "cache"
         )
-        old = self.keys(sizes) - seq
-        written = self.outputs[0].nbytes(sizes) + position * seq
+        old = self._own(sizes, self._keys(sizes) - sizes["seq"], "context")
+        # each chip stores its part of the new positions, whether they or the cached are split
+        new = self._own(sizes, sizes["seq"], "seq", "context")
+        written = self.outputs[0].nbytes(sizes) + position * new
         return Work(self.flop(sizes), fresh + position * old, written)
 
 
@@ -139,6 +165,8 @@ class AbsorbedAttention(Attention):
     rotary part of their keys, what an indexer chose if there is one, and the cache. A latent is
     read once for all heads and serves as key and as value.
     """
+
+    KEYS = slice(2, 4)
 
     def complaint(self, basis: Basis) -> str:
         return self._mismatch((0, 2), (1, 3)) or self._unlike_caches(basis, *self.inputs[2:4])
@@ -158,6 +186,10 @@ class DecompressedAttention(Attention):
     and values, for every token of the context; then what an indexer chose, if there is one. Each
     head reads its keys whole, the shared part too; there is no cache but that of the latents.
     """
+
+    contracted = frozenset[str]()
+    whole = frozenset({"context"})
+    KEYS = slice(2, 5)
 
     def complaint(self, basis: Basis) -> str:
         return self._mismatch((0, 2), (1, 3))
@@ -193,7 +225,7 @@ class Append(Operator):
 
     kind = "cache"
     in_place = True
-    whole = frozenset({"context"})
+    whole = frozenset({"seq", "context"})
 
     @cached_property
     def outputs(self) -> tuple[Tensor, ...]:
@@ -223,6 +255,9 @@ class Choose(Attention):
     ratio: int = 1
 
     kind = "index"
+    contracted = frozenset[str]()
+    whole = frozenset({"context"})
+    KEYS = slice(1, 2)
     SCORE: ClassVar[float] = as_format("fp32").nbytes
     # rectify, weigh, sum over the heads
     FLOP_PER_SCORE: ClassVar[int] = 3
@@ -245,7 +280,7 @@ class Choose(Attention):
 
     def work(self, sizes: Sizes) -> Work:
         key, cache = self.inputs[1], self.inputs[-1]
-        old = (self.size(sizes, "context") - self.size(sizes, "seq")) // self.ratio
+        old = (sizes["context"] - sizes["seq"]) // self.ratio
         position = self.size(sizes, key.dims[0], key.dims[-1]) * cache.format.nbytes
         fresh = sum(tensor.nbytes(sizes) for tensor in self.activations)
         scores = self.scores(sizes) * self.SCORE
@@ -265,6 +300,9 @@ class CompressedAttention(Attention):
 
     ratio: int = 0
     best: str | None = None
+
+    contracted = frozenset[str]()
+    whole = frozenset({"seq", "context"})
 
     def complaint(self, basis: Basis) -> str:
         return self._mismatch((0, 1)) or self._unlike_caches(basis, self.inputs[1])

@@ -230,7 +230,7 @@ def _cost(operator: Operator, sizes: Sizes, machine: Machine, reached: Efficienc
 def _collective_cost(
     operator: Collective, sizes: Sizes, machine: Machine, reached: Efficiency
 ) -> Cost:
-    size, stride = machine.plan.group(operator.axes)
+    size, stride = machine.plan.group_size(operator.axes), machine.plan.group(operator.axes)[0][1]
     work = operator.work(sizes)
     spans = machine.platform.spans(size, stride)
     found = collective(operator.collective, work.sent, spans)

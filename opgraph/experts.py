@@ -6,16 +6,14 @@ chips, all to all; where every chip has every token, each takes its own rows and
 summed over chips.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hardware import Number
 from opgraph.operator import Einsum, Operator, Work
+from opgraph.routing import Routing, imbalance, routing, touched_experts
 from opgraph.sizes import Sizes
 from opgraph.tensor import Tensor
 from opgraph.work import Basis
@@ -42,9 +40,13 @@ class Route(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Dispatch(Operator):
-    """Copy each token once for each of its experts. Inputs: tokens, routes."""
+    """Copy each token once for each of its experts. Inputs: tokens, routes.
+
+    Chips that hold parts of the same experts have the same rows: tokens are gathered before.
+    """
 
     kind = "dispatch"
+    idle = frozenset({"expert_ffn"})
 
     def complaint(self, basis: Basis) -> str:
         tokens, routes = self.inputs
@@ -126,18 +128,16 @@ class GroupedEinsum(Einsum):
 
     def rows(self, sizes: Sizes) -> Number:
         """Rows on the busiest chip, expected."""
-        mean = self.size(sizes, *self.roles["m"])
-        return mean * imbalance(*self.routing(sizes))
+        return self.size(sizes, *self.roles["m"]) * imbalance(*self.routing(sizes))
 
     def touched(self, sizes: Sizes) -> Number:
         """Experts of the busiest chip that at least one row goes to, expected."""
-        return touched_experts(*self.routing(sizes), self.tokens(sizes))
+        routed = self.routing(sizes)
+        return touched_experts(*routed[:4], self.tokens(sizes), routed.redundant)
 
-    def routing(self, sizes: Sizes) -> tuple[int, int, Number, Number]:
-        """Experts, experts per token, skew, and the chips that the experts are dealt out to."""
-        parts = sizes.ways(self.layout.get(self.experts, ()))
-        experts, topk = int(sizes[self.experts]), int(sizes[self._topk])
-        return experts, topk, sizes["skew"], parts
+    def routing(self, sizes: Sizes) -> Routing:
+        """Who the rows go to, and the chips that the experts are dealt out to."""
+        return routing(sizes, self._topk, self.experts, self.layout.get(self.experts, ()))
 
     def shape(self, sizes: Sizes) -> dict[str, Number]:
         """``batch m n k`` on one chip: *batch* experts, *m* rows in all."""
@@ -188,57 +188,3 @@ class AdapterEinsum(GroupedEinsum):
     def touched(self, sizes: Sizes) -> Number:
         sequences = self.size(sizes, self.operands[0][0])
         return touched_experts(int(sizes[self.experts]), 1, 0.0, 1, sequences)
-
-
-def popularity(experts: int, topk: int, skew: float) -> NDArray[np.float64]:
-    """The chance of each expert to be among a token's *topk*, most popular first.
-
-    Proportional to Zipf's law (1/rank^skew; 0: all equal), as far as no chance exceeds 1; what is
-    above goes to the others, so that the chances add up to *topk*.
-    """
-    weights = np.arange(1, experts + 1, dtype=float) ** -skew
-    for certain in range(topk):
-        rest = weights[certain:] * (topk - certain) / weights[certain:].sum()
-        if rest[0] <= 1:
-            return np.concatenate([np.ones(certain), rest])
-    return np.concatenate([np.ones(topk), np.zeros(experts - topk)])
-
-
-def touched_experts(experts: int, topk: int, skew: Number, parts: Number, tokens: Number) -> Number:
-    """Experts that at least one of *tokens* is routed to, on the busiest of *parts* chips.
-
-    The expected number. Tokens choose independently: Σₑ 1 − (1 − pₑ)^tokens over the chip's
-    experts; with equal chances E(1 − (1 − K/E)^tokens)/parts (LLM-Viewer, Yuan et al. 2024).
-    Experts are dealt out to the chips in turn, most popular first; so the first chip is the
-    busiest.
-    """
-
-    def touched(exponent: float, chips: float) -> Number:
-        if not exponent:
-            return experts * (1 - (1 - topk / experts) ** tokens) / chips
-        chances = popularity(experts, topk, exponent)[:: int(chips)]
-        return sum(1 - (1 - float(chance)) ** tokens for chance in chances)
-
-    return _by_value(skew, lambda s: _by_value(parts, lambda n: touched(s, n)))
-
-
-def imbalance(experts: int, topk: int, skew: Number, parts: Number) -> Number:
-    """How many times the mean number of rows the busiest of *parts* chips has, expected."""
-
-    def factor(exponent: float, chips: float) -> Number:
-        if not exponent:
-            return 1.0
-        mine = popularity(experts, topk, exponent)[:: int(chips)]
-        return float(mine.sum() * chips / topk)
-
-    return _by_value(skew, lambda s: _by_value(parts, lambda n: factor(s, n)))
-
-
-def _by_value(keys: Number, function: Callable[[float], Number]) -> Number:
-    """*function* of each of *keys*, evaluated once for each distinct value."""
-    if not isinstance(keys, np.ndarray):
-        return function(keys)
-    answer: Number = np.zeros(())
-    for key in np.unique(keys):
-        answer = np.where(keys == key, function(float(key)), answer)
-    return answer

@@ -165,8 +165,8 @@ def _(operator: GroupedEinsum, sizes: Sizes, machine: Machine) -> Asked | None:
     )
     hidden, wide = (shape["k"], shape["n"]) if goes_up else (shape["n"], shape["k"])
     ffn = wide / (1 + gated) if goes_up else wide
-    experts, topk, skew, parts = operator.routing(sizes)
-    routing = Routing(experts, topk, parts, skew)
+    routed = operator.routing(sizes)
+    routing = Routing(routed.experts + routed.redundant, routed.topk, routed.parts, routed.skew)
     layer = route(operator.tokens(sizes), hidden, ffn, routing, gated=gated, dtype=words[1])
     share = (1 + gated) / (2 + gated) if goes_up else 1 / (2 + gated)
     return Asked("moe", words[0], layer, share)
@@ -245,7 +245,7 @@ def _(operator: GatedDeltaRule, sizes: Sizes, machine: Machine) -> Asked:
 @ask.register
 def _(operator: Collective, sizes: Sizes, machine: Machine) -> Asked | None:
     """Measured inside one level of links; beyond it the roofline of the links."""
-    size, stride = machine.plan.group(operator.axes)
+    size, stride = machine.plan.group_size(operator.axes), machine.plan.group(operator.axes)[0][1]
     spans = machine.platform.spans(size, stride)
     if len(spans) != 1 or operator.collective == "send":
         return None

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from hardware import Number
 from opgraph.attention import Attention
+from opgraph.routing import imbalance, routing
 from opgraph.sizes import Axes, Sizes
 from opgraph.tensor import Format, Tensor, as_format
 from opgraph.work import Basis, Operator, Work, unlike
@@ -32,6 +33,7 @@ __all__ = [
     "Rotary",
     "Sample",
     "Scale",
+    "Send",
     "View",
     "Work",
 ]
@@ -317,10 +319,13 @@ class View(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Last(Operator):
-    """The last position of each sequence: all that the language-model head needs."""
+    """The last position of each sequence: all that the language-model head needs.
+
+    A chip that holds other positions has nothing to add to the sum over chips.
+    """
 
     kind = "select"
-    whole = frozenset({"seq"})
+    contracted = frozenset({"seq"})
 
     @cached_property
     def outputs(self) -> tuple[Tensor, ...]:
@@ -355,11 +360,14 @@ class Collective(Operator):
     """A transfer among the chips along *axes* of the plan, derived by `passes.shard`.
 
     If *over* is given, what is exchanged is not the input but a 32-bit mean over those dimensions.
+    *dealt*: the rows' dimension and that of the experts to which they go or from which they come;
+    the chip with the most popular experts has the most of them.
     """
 
     collective: CollectiveKind
     axes: Axes
     over: tuple[str, ...] = ()
+    dealt: tuple[str, str] | None = None
 
     stream = "communication"
     MEAN: ClassVar[float] = as_format("fp32").nbytes
@@ -385,7 +393,25 @@ class Collective(Operator):
         nbytes = held.nbytes(sizes)
         if self.over:
             nbytes = self.MEAN * self.size(sizes, *(d for d in held.dims if d not in self.over))
+        if self.dealt:
+            nbytes = nbytes * imbalance(*routing(sizes, *self.dealt, self.axes))
         return Work(sent=nbytes * (sizes.ways(self.axes) > 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Send(Operator):
+    """What a stage hands to the next one: each chip sends the part of it that is its own."""
+
+    kind = "send"
+    stream = "communication"
+    spares = frozenset({"model"})
+
+    @cached_property
+    def outputs(self) -> tuple[Tensor, ...]:
+        return (self._make(self.name, self.inputs[0].dims, self.inputs[0].format),)
+
+    def work(self, sizes: Sizes) -> Work:
+        return Work(sent=self.inputs[0].nbytes(sizes))
 
 
 def _missing(dims: str, tensor: Tensor) -> str:

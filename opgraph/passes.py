@@ -8,24 +8,30 @@ dimension to another is an all-to-all. Taking one's own part of a whole tensor i
 over a split dimension sums its statistics over chips.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from opgraph.graph import Block, Graph
-from opgraph.operator import Collective, CollectiveKind, Operator
+from opgraph.operator import Collective, CollectiveKind, Operator, Send
 from opgraph.plan import Plan
-from opgraph.sizes import Axes
+from opgraph.sizes import Axes, Sizes, Split
 from opgraph.tensor import Tensor
 
 Layout = dict[str, Axes]
 
 
-def shard(graph: Graph, plan: Plan) -> Graph:
+def shard(graph: Graph, plan: Plan, *, decodes: bool = True) -> Graph:
     """One chip's part of *graph* under *plan*, with the collectives that the splits call for.
 
-    Only the axes that split anything count, not their degrees: the numbers come later.
+    *decodes*: whether the step is one token long. Only the axes that split anything count, not
+    their degrees: the numbers come later.
     """
-    return _Sharding(graph, plan).graph()
+    return lay_out(graph, plan.active, plan.splits(decodes))
+
+
+def lay_out(graph: Graph, active: Axes, splits: Mapping[str, Split]) -> Graph:
+    """The same, with the mesh axes that are *active* and what they split."""
+    return _Sharding(graph, active, splits).graph()
 
 
 def _read(blocks: Sequence[Block]) -> frozenset[str]:
@@ -37,19 +43,29 @@ def _read(blocks: Sequence[Block]) -> frozenset[str]:
 class _Sharding:
     """The state of one walk over a graph: where each tensor is and in which layout."""
 
-    def __init__(self, source: Graph, plan: Plan) -> None:
+    def __init__(self, source: Graph, active: Axes, splits: Mapping[str, Split]) -> None:
         self.source = source
-        self.active = frozenset(plan.active)
-        self.names = plan.bind({}, source.derived)
+        self.active = frozenset(active)
+        self.names = Sizes({}, source.derived, {}, splits)
         self.tensors: dict[str, Tensor] = {tensor.name: tensor for tensor in source.inputs}
         self.operators: dict[str, Operator] = {}
         self.moved: dict[str, Collective] = {}
         self.given: dict[str, str] = {}
+        self.experts: dict[str, str] = {}
 
     def graph(self) -> Graph:
         blocks = self.source.blocks
-        placed = (self._block(block, _read(blocks[i + 1 :])) for i, block in enumerate(blocks))
-        return replace(self.source, blocks=tuple(placed))
+        received = self._received()
+        placed = [self._block(block, _read(blocks[i + 1 :])) for i, block in enumerate(blocks)]
+        return replace(self.source, blocks=(*received, *placed))
+
+    def _received(self) -> tuple[Block, ...]:
+        """Make whole what comes from another stage in parts."""
+        for tensor in self.source.inputs:
+            usual = {dim: axes for dim, axes in tensor.layout.items() if dim not in Send.spares}
+            self.tensors[tensor.name] = self._move(tensor.name, usual)
+        operators = tuple(self.operators.values())
+        return (Block("receive", operators),) if operators else ()
 
     def _block(self, block: Block, later: frozenset[str]) -> Block:
         self.operators = {}
@@ -67,10 +83,11 @@ class _Sharding:
         return Block(block.name, tuple(self.operators.values()), block.count, carried)
 
     def _operator(self, operator: Operator) -> None:
-        layout = self._layout(operator)
         waiting = self._waiting(operator)
+        layout = self._layout(operator, waiting)
+        self.experts |= operator.follows
         inputs = tuple(
-            self._move(tensor.name, layout, tensor.name in waiting)
+            self._move(tensor.name, operator.wants(tensor, layout), tensor.name in waiting)
             if tensor.role == "activation"
             else tensor.laid_out(layout)
             for tensor in operator.inputs
@@ -105,29 +122,41 @@ class _Sharding:
     def _waiting(self, operator: Operator) -> frozenset[str]:
         """The inputs that may stay partial: all summands, if they wait for the same sum."""
         names = frozenset(tensor.name for tensor in operator.summands)
-        return names if len({self.tensors[name].partial for name in names}) == 1 else frozenset()
+        sums = {frozenset(self.tensors[name].partial) for name in names}
+        return names if len(sums) == 1 else frozenset()
 
-    def _layout(self, operator: Operator) -> Layout:
-        """Which axes split each dimension of *operator*; weights and caches choose first.
+    def _layout(self, operator: Operator, waiting: frozenset[str]) -> Layout:
+        """Which axes split each dimension of *operator*.
 
-        An axis splits one dimension of a tensor: one that is taken by a weight's dimension (or
-        by an earlier one of any tensor that has both) is not there for the others.
+        Weights and caches choose first; what comes split stays so; then each dimension takes what
+        axes it may, and last what others leave idle. What is contracted takes what is left, so
+        that rows rather move than leave a sum over chips.
         """
         kept = [tensor for tensor in operator.inputs if tensor.role != "activation"]
-        tensors = (*kept, *operator.activations, *operator.outputs)
-        layout: Layout = {}
-        for index, tensor in enumerate(tensors):
-            if index == len(kept):
-                layout |= {dim: layout.get(of, ()) for dim, of in operator.follows.items()}
-            for dim in tensor.dims:
-                if dim not in layout and dim not in operator.whole:
-                    beside = {other for t in tensors if dim in t.dims for other in t.dims}
-                    taken = {axis for other in beside for axis in layout.get(other, ())}
-                    free = self.active - taken
-                    layout[dim] = tuple(axis for axis in self.names.axes(dim) if axis in free)
-        return {dim: axes for dim, axes in layout.items() if axes}
+        claim = _Claim(operator, {axis for name in waiting for axis in self.tensors[name].partial})
+        for dim in _dims(kept):
+            claim(dim, self._usable(self.names.axes(dim)))
+        claim.settle(operator.follows)
+        coming = [self.tensors[tensor.name] for tensor in operator.activations]
+        claim.reserve(axis for dim in operator.idle for axis in self._usable(self.names.axes(dim)))
+        free = [dim for dim in _dims([*coming, *operator.outputs]) if claim.is_open(dim)]
+        last = [dim for dim in free if dim in operator.contracted]
+        first = [dim for dim in free if dim not in last]
+        for dim in first:
+            claim(dim, (axis for t in coming for axis in t.layout.get(dim, ())))
+        for dim in first:
+            claim(dim, self._usable(self.names.axes(dim)))
+        for dim in first:
+            if dim in operator.spares:
+                claim(dim, self._usable(self.names.spare(dim)), alone=True)
+        for dim in last:
+            claim(dim, (axis for t in coming for axis in t.layout.get(dim, ())))
+        return {dim: axes for dim, axes in claim.layout.items() if axes}
 
-    def _move(self, name: str, wanted: Layout, waits: bool = False) -> Tensor:
+    def _usable(self, axes: Axes) -> Axes:
+        return tuple(axis for axis in axes if axis in self.active)
+
+    def _move(self, name: str, wanted: Mapping[str, Axes], waits: bool = False) -> Tensor:
         """The tensor *name* in the layout *wanted*, by as few collectives as that takes.
 
         If the reader *waits* with the sum, a partial tensor stays partial.
@@ -136,30 +165,92 @@ class _Sharding:
         target = {dim: wanted.get(dim, ()) for dim in tensor.dims}
         if tensor.partial and not waits:
             tensor = self.tensors[name] = self._sum(tensor, target)
-        lost = {dim: set(axes) - set(target[dim]) for dim, axes in tensor.layout.items()}
-        gathered = tuple(
-            axis for dim in tensor.dims for axis in tensor.layout[dim] if axis in lost[dim]
-        )
+        lost = [axis for dim in tensor.dims for axis in tensor.layout[dim]
+                if axis not in target[dim]]  # fmt: skip
+        wanting = {axis for axes in target.values() for axis in axes}
+        moved = tuple(axis for axis in lost if axis in wanting)
+        gathered = tuple(axis for axis in lost if axis not in wanting)
         if gathered:
-            moved = any(set(gathered) & set(axes) for axes in target.values())
-            kind: CollectiveKind = "all_to_all" if moved else "all_gather"
-            tensor = self._collect(tensor, kind, gathered, target)
+            held = {d: tuple(a for a in axes if a not in gathered)
+                    for d, axes in tensor.layout.items()}  # fmt: skip
+            tensor = self._collect(tensor, "all_gather", gathered, held if moved else target)
+        if moved:
+            tensor = self._collect(tensor, "all_to_all", moved, target)
         return tensor.laid_out(target, tensor.partial)
 
     def _sum(self, tensor: Tensor, target: Layout) -> Tensor:
-        """Add up partial sums: reduce-scatter if the result is wanted split by the same axes."""
-        axes = tensor.partial
-        scattered = {dim: a for dim, a in target.items() if a and set(a) <= set(axes)}
-        kind: CollectiveKind = "reduce_scatter" if scattered else "all_reduce"
-        return self._collect(tensor, kind, axes, tensor.layout | scattered)
+        """Add up partial sums: scattered by the axes by which the result is wanted split."""
+        before = tensor.layout
+        added = {
+            dim: tuple(a for a in axes if a not in before[dim]) for dim, axes in target.items()
+        }
+        scattered = {
+            dim: axes for dim, axes in added.items() if axes and {*axes} <= {*tensor.partial}
+        }
+        axes = tuple(axis for part in scattered.values() for axis in part)
+        if axes:
+            layout = before | {dim: before[dim] + part for dim, part in scattered.items()}
+            tensor = self._collect(tensor, "reduce_scatter", axes, layout)
+        if tensor.partial:
+            tensor = self._collect(tensor, "all_reduce", tensor.partial, tensor.layout)
+        return tensor
 
     def _collect(self, tensor: Tensor, kind: CollectiveKind, axes: Axes, layout: Layout) -> Tensor:
         name = f"{tensor.name}.{kind}"
-        if name in self.moved and self.moved[name].layout != layout:
+        while name in self.moved and self.moved[name].layout != layout:
             name = f"{name}.{'.'.join(axes)}"
         if name not in self.moved:
             given = self.given[name] = self.given.get(tensor.name, "")
+            rows = [dim for dim in tensor.dims if dim in self.experts and kind == "all_to_all"]
             self.operators[name] = self.moved[name] = Collective(
-                name=name, inputs=(tensor,), collective=kind, axes=axes, layout=layout, given=given
+                name=name,
+                inputs=(tensor,),
+                collective=kind,
+                axes=axes,
+                layout=layout,
+                given=given,
+                dealt=(rows[0], self.experts[rows[0]]) if rows else None,
             )
         return self.moved[name].outputs[0]
+
+
+class _Claim:
+    """Deals out the axes to the dimensions of one operator: *layout* is what came of it.
+
+    An axis splits one dimension of a tensor: what one has taken is not there for those beside it.
+    """
+
+    def __init__(self, operator: Operator, taken: Iterable[str]) -> None:
+        self.layout: Layout = {}
+        self.whole = operator.whole
+        self.sides = [frozenset(t.dims) for t in (*operator.inputs, *operator.outputs)]
+        self.taken = set(taken)
+        self.settled: set[str] = set()
+
+    def __call__(self, dim: str, axes: Iterable[str], *, alone: bool = False) -> None:
+        """Give *dim* those of *axes* that are free; *alone*: that the operator does not use."""
+        if dim in self.whole:
+            return
+        beside = self.layout if alone else {d for side in self.sides if dim in side for d in side}
+        own = self.layout.get(dim, ())
+        used = self.taken.union(own, *(self.layout.get(other, ()) for other in beside))
+        new = dict.fromkeys(axis for axis in axes if axis not in used)
+        self.layout[dim] = (*own, *new)
+
+    def settle(self, follows: Mapping[str, str]) -> None:
+        """What was claimed so far is final; some dimensions are split as others are."""
+        self.layout |= {dim: self.layout.get(of, ()) for dim, of in follows.items()}
+        self.settled = set(self.layout)
+
+    def reserve(self, axes: Iterable[str]) -> None:
+        """Leave *axes* to others."""
+        self.taken.update(axes)
+
+    def is_open(self, dim: str) -> bool:
+        """Whether *dim* may still take axes."""
+        return dim not in self.settled and dim not in self.whole
+
+
+def _dims(tensors: Iterable[Tensor]) -> tuple[str, ...]:
+    """The dimensions of *tensors*, each once."""
+    return tuple(dict.fromkeys(dim for tensor in tensors for dim in tensor.dims))

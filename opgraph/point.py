@@ -13,9 +13,9 @@ from opgraph.cost import CostModel, Host, Machine
 from opgraph.graph import Graph
 from opgraph.memory import Footprint, peak_activations
 from opgraph.model import Model
-from opgraph.passes import shard
+from opgraph.passes import lay_out
 from opgraph.plan import Plan
-from opgraph.sizes import Sizes
+from opgraph.sizes import Axes, Sizes
 from opgraph.timeline import Timeline, predict, step_time
 from opgraph.workload import Workload
 
@@ -39,7 +39,8 @@ class Point:
 
     def graph(self, phase: Phase) -> Graph:
         """One chip's graph of a step."""
-        return _sharded(getattr(self.model, phase), self.plan.active)
+        plan = self.plan
+        return _sharded(getattr(self.model, phase), plan.active, plan.sp, phase == "decode")
 
     def sizes(self, phase: Phase, context: Number) -> Sizes:
         """All sizes of a step that ends with *context* tokens in each sequence.
@@ -56,7 +57,8 @@ class Point:
             step |= {"source": self.workload.prompt, "seq": 1, "context": own}
         else:
             step |= {"seq": seq, "context": context}
-        return self.plan.bind({**self.model.numbers, **step}, getattr(self.model, phase).derived)
+        derived = getattr(self.model, phase).derived
+        return self.plan.bind({**self.model.numbers, **step}, derived, phase == "decode")
 
     def step_time(self, phase: Phase, context: Number) -> Number:
         """Seconds of one step."""
@@ -154,9 +156,9 @@ class Point:
 
 
 @lru_cache(maxsize=1024)
-def _sharded(graph: Graph, active: tuple[str, ...]) -> Graph:
+def _sharded(graph: Graph, active: Axes, sp: bool, decodes: bool) -> Graph:
     """The sharding depends on which axes split anything, not on their degrees."""
-    return shard(graph, Plan(**dict.fromkeys(active, 2)))
+    return lay_out(graph, active, Plan(sp=sp).splits(decodes))
 
 
 def _plain(number: Any) -> int | float:

@@ -82,11 +82,13 @@ class Split:
     *axes* are the plan's axes that divide it. Where it does not divide evenly, *uneven* says
     what happens: ``error`` (the plan is refused), ``replicate`` (each chip keeps at least one:
     KV heads), ``pad`` (the largest part is priced: the vocabulary, the batch), ``share`` (each
-    chip has its part on average: a token's experts).
+    chip has its part on average: a token's experts). *spare* axes divide it only where an
+    operator that may use them (`Operator.spares`) leaves them idle.
     """
 
     axes: Axes
     uneven: Literal["error", "replicate", "pad", "share"] = "error"
+    spare: Axes = ()
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,11 @@ class Sizes:
             return tuple(dict.fromkeys(found))
         rule = self.splits.get(dim.partition(".")[0])
         return rule.axes if rule else ()
+
+    def spare(self, dim: str) -> Axes:
+        """The axes that may split *dim* where nothing else uses them."""
+        rule = self.splits.get(dim.partition(".")[0])
+        return rule.spare if rule else ()
 
     def local(self, dim: str, axes: Axes) -> Number:
         """The size of *dim* on one chip when *axes* split it.

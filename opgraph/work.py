@@ -70,7 +70,8 @@ class Operator(ABC):
     names a dimension without which the operator does not run: where it is 0, it takes no time.
 
     What a kind of operator is, besides: the *stream* it runs on and the *unit* that computes it;
-    *whole*: dimensions it needs whole; *in_place*: its outputs take no memory of their own, each
+    *whole*: dimensions it needs whole; *spares*: those that may use idle axes; *idle*: those
+    whose axes it leaves to what follows; *in_place*: its outputs take no memory of their own, each
     lies where the input at its place does; *is_view*: it costs nothing.
     """
 
@@ -83,6 +84,8 @@ class Operator(ABC):
     stream: ClassVar[Literal["compute", "communication", "copy"]] = "compute"
     unit: ClassVar[Literal["matrix", "vector"]] = "vector"
     whole: ClassVar[frozenset[str]] = frozenset()
+    spares: ClassVar[frozenset[str]] = frozenset({"batch", "seq"})
+    idle: ClassVar[frozenset[str]] = frozenset()
     in_place: ClassVar[bool] = False
     is_view: ClassVar[bool] = False
 
@@ -114,6 +117,10 @@ class Operator(ABC):
         where they are split, the chips exchange it.
         """
         return ()
+
+    def wants(self, tensor: Tensor, layout: Mapping[str, Axes]) -> Mapping[str, Axes]:
+        """The layout in which it takes an input, where its own is *layout*."""
+        return layout
 
     def complaint(self, basis: Basis) -> str:
         """What does not agree among the inputs' dimensions; empty if nothing is wrong."""

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from frontends import Precision, load_model
 from hardware import SpecError, load_platform
 from opgraph import Plan, Workload, simulate
-from opgraph.experts import Combine, GroupedEinsum, imbalance, popularity, touched_experts
+from opgraph.experts import Combine, GroupedEinsum
 from opgraph.passes import shard
+from opgraph.routing import imbalance, popularity, touched_experts
 from opgraph.sizes import Sizes, Split
 from opgraph.tensor import Tensor
 

@@ -34,6 +34,7 @@ from opgraph.operator import (
     Rotary,
     Sample,
     Scale,
+    Send,
     View,
     Work,
 )
@@ -121,6 +122,7 @@ OTHERS: tuple[Operator, ...] = (
         inputs=(X, weight("w", "adapters model rank")),
         pattern="batch seq model, adapters model rank -> batch seq rank",
     ),
+    Send(name="op", inputs=(X,)),
 )
 
 # every family of operators that is not in the table above is used by one of these
@@ -275,7 +277,7 @@ def test_work_grows_with_each_dimension(op):
     splits = Plan(tp=2)  # so that a collective has somebody to talk to
     before = op.work(splits.bind(NUMBERS, DERIVED))
     names = {name for dim in dims_of(op) for name in _made_of(dim)}
-    for name in sorted(names - op.whole if isinstance(op, Last) else names):
+    for name in sorted(names - op.contracted if isinstance(op, Last) else names):
         if isinstance(op, Lookup) and name == "vocab":
             continue  # only the rows asked for are read, however many there are
         after = op.work(splits.bind({**NUMBERS, name: 2 * NUMBERS[name]}, DERIVED))
@@ -603,7 +605,7 @@ def test_derived_dimensions_are_split_as_what_they_are_made_of():
     assert sizes["qkv"] == 8 * 6 + 2 * 4 * 6
     # one head of 6; of 4 KV heads one each, on two chips
     assert sizes.local("qkv", ("tp",)) == 6 + 2 * 6
-    assert sizes.axes("qkv") == ("tp",)
+    assert sizes.axes("qkv") == ("tp", "tp.ep")
     assert sizes.axes("model") == ()
 
 

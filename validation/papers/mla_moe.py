@@ -11,7 +11,7 @@ from frontends.decoder import Group, Layer
 from frontends.latent import LatentAttention
 from hardware import load_platform
 from opgraph import Work
-from opgraph.experts import touched_experts
+from opgraph.routing import touched_experts
 from opgraph.sizes import Sizes
 from validation.papers import Row
 
