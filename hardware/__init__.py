@@ -8,14 +8,17 @@ from hardware.catalogue import list_platforms, load_platform
 from hardware.chip import Chip, Memory, list_chips, load_chip
 from hardware.collectives import CollectiveCost, algorithm_name, collective
 from hardware.errors import SpecError
+from hardware.level import Level, Span
 from hardware.link import Fabric, Link
-from hardware.platform import Level, Platform, Span
+from hardware.placement import Group
+from hardware.platform import Platform
 from hardware.units import Number, format_quantity, parse_quantity
 
 __all__ = [
     "Chip",
     "CollectiveCost",
     "Fabric",
+    "Group",
     "Level",
     "Link",
     "Memory",

@@ -35,10 +35,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
-
+from hardware.arithmetic import floor, is_power_of_two, larger, log2_up, product
 from hardware.units import Number
-from hardware.wiring import Sides, larger, product
+from hardware.wiring import Sides
 
 Cost: TypeAlias = tuple[Number, Number]
 """Steps, and volume in bytes."""
@@ -59,12 +58,12 @@ def ring_all_reduce(nbytes: Number, n: Number) -> Cost:
 
 def doubling_gather(nbytes: Number, n: Number) -> Cost:
     """Exchange with a partner twice as far, or half as far, at each step (Thakur, 4.1)."""
-    return _log2(n), nbytes * (n - 1) / n
+    return log2_up(n), nbytes * (n - 1) / n
 
 
 def doubling_all_reduce(nbytes: Number, n: Number) -> Cost:
     """Recursive halving, then recursive doubling (Rabenseifner's; Thakur, 4.5)."""
-    return 2 * _log2(n), 2 * nbytes * (n - 1) / n
+    return 2 * log2_up(n), 2 * nbytes * (n - 1) / n
 
 
 def direct_gather(nbytes: Number, n: Number) -> Cost:
@@ -84,7 +83,7 @@ def one_shot_all_reduce(nbytes: Number, n: Number) -> Cost:
 
 def tree_all_reduce(nbytes: Number, n: Number) -> Cost:
     """Reduce up and broadcast down two trees, each with half the buffer, pipelined (Sanders)."""
-    return 2 * _log2(n), 2 * nbytes * (n > 1)
+    return 2 * log2_up(n), 2 * nbytes * (n > 1)
 
 
 def in_switch_all_reduce(nbytes: Number, n: Number) -> Cost:
@@ -102,12 +101,12 @@ def pairwise_all_to_all(nbytes: Number, n: Number) -> Cost:
 
 def bruck_all_to_all(nbytes: Number, n: Number) -> Cost:
     """Forward half of the buffer at each of log2 n steps (Bruck)."""
-    return _log2(n), nbytes / 2 * _log2(n)
+    return log2_up(n), nbytes / 2 * log2_up(n)
 
 
 def tree_broadcast(nbytes: Number, n: Number) -> Cost:
     """Send the message down two trees, each with half of it, pipelined (Sanders)."""
-    return _log2(n), nbytes * (n > 1)
+    return log2_up(n), nbytes * (n > 1)
 
 
 def in_switch_broadcast(nbytes: Number, n: Number) -> Cost:
@@ -117,7 +116,7 @@ def in_switch_broadcast(nbytes: Number, n: Number) -> Cost:
 
 def scatter_gather_broadcast(nbytes: Number, n: Number) -> Cost:
     """Scatter the message down a tree, then all-gather on a ring (van de Geijn; Thakur, 4.2)."""
-    return _log2(n) + n - 1, 2 * nbytes * (n - 1) / n
+    return log2_up(n) + n - 1, 2 * nbytes * (n - 1) / n
 
 
 def direct_broadcast(nbytes: Number, n: Number) -> Cost:
@@ -165,7 +164,7 @@ def grid_all_to_all(nbytes: Number, sides: Sides) -> Cost:
     for side in sides:
         used, longest = used + (side > 1), larger(longest, side)
     links_crossed = longest / _AVERAGE_ARC
-    return sum(_floor(side / 2) for side in sides), nbytes * used * links_crossed
+    return sum(floor(side / 2) for side in sides), nbytes * used * links_crossed
 
 
 def grid_send(nbytes: Number, sides: Sides) -> Cost:
@@ -178,7 +177,8 @@ class Algorithm:
     """One line of the registry: a cost function, and where the algorithm works.
 
     largest: the most chips it is used for. one_link: it uses one link of a chip, where
-    the wiring gives a chip several.
+    the wiring gives a chip several. step_per_partner: a chip sends to one other after the
+    other. forwards: chips pass on what is for others, so it needs equal members.
     """
 
     name: str
@@ -188,11 +188,13 @@ class Algorithm:
     in_switch: bool = False
     largest: float = math.inf
     one_link: bool = False
+    step_per_partner: bool = False
+    forwards: bool = False
 
     def allows(self, n: Number) -> Any:
         """Whether a group of *n* chips can use it: a truth value, or an array of them."""
         fits = n <= self.largest
-        return fits & _is_power_of_two(n) if self.power_of_two else fits
+        return fits & is_power_of_two(n) if self.power_of_two else fits
 
 
 SWITCH = frozenset({"switch"})
@@ -220,8 +222,8 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     "all_gather": (_RING_GATHER, _DOUBLING_GATHER, _DIRECT_GATHER, _GRID_GATHER),
     "reduce_scatter": (_RING_GATHER, _DOUBLING_GATHER, _DIRECT_GATHER, _GRID_GATHER),
     "all_to_all": (
-        Algorithm("pairwise", pairwise_all_to_all, PAIRS),
-        Algorithm("bruck", bruck_all_to_all, SWITCH, power_of_two=True),
+        Algorithm("pairwise", pairwise_all_to_all, PAIRS, step_per_partner=True),
+        Algorithm("bruck", bruck_all_to_all, SWITCH, power_of_two=True, forwards=True),
         Algorithm("direct", direct_gather, PAIRS, largest=DIRECT_CHIPS),
         Algorithm("ring", grid_all_to_all, GRID),
     ),
@@ -242,16 +244,3 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
 
 def _hops(sides: Sides) -> Number:
     return sum(side - 1 for side in sides)
-
-
-def _floor(x: Number) -> Number:
-    return math.floor(x) if isinstance(x, int | float) else np.floor(x)
-
-
-def _log2(n: Number) -> Number:
-    """Steps in which a message reaches *n* chips, if those that have it double each time."""
-    return math.ceil(math.log2(n)) if isinstance(n, int | float) else np.ceil(np.log2(n))
-
-
-def _is_power_of_two(n: Number) -> Any:
-    return math.log2(n).is_integer() if isinstance(n, int | float) else np.log2(n) % 1 == 0

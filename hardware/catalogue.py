@@ -8,8 +8,9 @@ from typing import Any
 
 from hardware.chip import Chip, load_chip
 from hardware.errors import SpecError, nearest, shown
+from hardware.level import Level
 from hardware.link import Link
-from hardware.platform import Level, Platform
+from hardware.platform import Platform
 from hardware.specs import LARGEST_COUNT, check_name, find_spec, list_specs, read_table, read_toml
 
 _PLATFORMS = Path(__file__).parent / "data" / "platforms"

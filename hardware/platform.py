@@ -2,84 +2,20 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
+from hardware.arithmetic import product
 from hardware.chip import Chip
+from hardware.collectives import CollectiveCost, collective, traffic_shares
 from hardware.errors import SpecError, nearest, shown
-from hardware.link import STRICT, TOPOLOGIES, Link
-from hardware.specs import Count, Flag, Name, Text, one_of
+from hardware.level import Level, Span
+from hardware.link import STRICT, Link
+from hardware.placement import Group, Places, places, spread
+from hardware.specs import Name, Text
 from hardware.units import Number
-
-__all__ = ["Level", "Link", "Platform", "Span", "spread"]
-
-
-@dataclass(frozen=True)
-class Level:
-    """One level of links: *size* members of the level below, joined by equal links.
-
-    link is what one chip has at this level. shape gives the sides of a mesh or torus;
-    their product is size. in_switch_reduction: the switches add up what they forward.
-    Raises SpecError if the topology does not exist or the shape does not fit the size.
-    """
-
-    name: Name
-    size: Count
-    link: Link
-    topology: Annotated[str, one_of(TOPOLOGIES)] = "switch"
-    shape: tuple[Count, ...] = ()
-    in_switch_reduction: Flag = False
-
-    __pydantic_config__: ClassVar = STRICT
-
-    def __post_init__(self) -> None:
-        if self.topology not in TOPOLOGIES:
-            known = nearest(self.topology, TOPOLOGIES)
-            raise SpecError(f"unknown topology {self.topology!r} of level {self.name}{known}")
-        if self.size < 1:
-            raise SpecError(f"level {self.name} needs a size of at least 1, not {self.size}")
-        needs_shape = self.topology in ("mesh", "torus")
-        if needs_shape != bool(self.shape) or (needs_shape and math.prod(self.shape) != self.size):
-            raise SpecError(
-                f"level {self.name} is a {self.topology} of {self.size}, but its shape is "
-                f"{list(self.shape)}; a mesh or torus needs sides whose product is its size, "
-                "the others need none"
-            )
-
-
-class Span(NamedTuple):
-    """How far a group of chips reaches at one level: over *ways* members of it."""
-
-    level: Level
-    ways: Number
-
-
-def spread(count: Number, sizes: Sequence[int], stride: Number = 1) -> tuple[Number, ...]:
-    """Return over how many members of each level *count* chips lie, innermost first.
-
-    Member i of the group is chip i·stride. The group lies evenly over the fewest domains
-    that hold it, so the product is *count*; a count that does not divide evenly gives a
-    fraction (9 chips on nodes of 8 lie 4.5 on each of 2). Arrays broadcast.
-    """
-    scalar = isinstance(count, int | float) and isinstance(stride, int | float)
-    ceil: Any = math.ceil if scalar else np.ceil
-    ways: list[Number] = []
-    domains, reach = count, 1
-    for size in sizes:
-        reach *= size
-        needed = ceil(count / ceil(reach / stride))
-        ways.append(_divide(domains, needed) if scalar else domains / needed)
-        domains = needed
-    return tuple(ways)
-
-
-def _divide(a: Any, b: int) -> Number:
-    """Divide, and keep whole what comes out whole."""
-    whole: Number = a // b if a % b == 0 else a / b
-    return whole
 
 
 @dataclass(frozen=True)
@@ -148,28 +84,90 @@ class Platform:
         level = Level(outer, n, self.scale_out)
         return dataclasses.replace(self, name=f"{self.name}:{n}", levels=(*self.levels, level))
 
-    def spans(self, group_size: Number, stride: Number = 1) -> tuple[Span, ...]:
-        """Return how a group of chips, each *stride* after the last, lies over the levels.
+    def group(self, size: Number, stride: Number = 1) -> tuple[Number, ...]:
+        """Return the members that a group has at each level, innermost first.
 
-        Innermost first, only the levels the group reaches over: 16 chips on nodes of 8
-        give (node, 8) and (cluster, 2); 8 chips with stride 8 give (cluster, 8). See
-        `spread` for groups that do not divide evenly. With arrays, ways are arrays.
+        size: chips in the group; stride: chips from one to the next, which is the product of
+        the degrees of the axes laid further in. The product of the members is the size: on
+        nodes of 8, 16 chips are (8, 2), 4 chips with stride 8 are (1, 4), and 12 chips lie
+        6 on each node. See `placement` for the rule. Arrays broadcast.
         Raises SpecError if the group does not fit.
         """
-        beyond = group_size * stride > self.num_chips
-        if np.any(beyond):
-            size, step = (int(np.max(value)) for value in (group_size, stride))
-            every = f" with stride {step}" if step > 1 else ""
-            raise SpecError(
-                f"a group of {size} chips{every} does not fit {self.name}, "
-                f"which has {self.num_chips}"
-            )
-        if np.any(np.less(group_size, 1)) or np.any(np.less(stride, 1)):
-            sizes = f"{shown(group_size)} chips with stride {shown(stride)}"
-            raise SpecError(f"a group of {sizes} is none; use numbers from 1 up")
-        ways = spread(group_size, [level.size for level in self.levels], stride)
+        group = Group(size, stride)
+        return spread(group.size, self._places(group))
+
+    def spans(self, group_size: Number, stride: Number = 1) -> tuple[Span, ...]:
+        """Return how a group of chips lies over the levels that it reaches over.
+
+        Like `group`, which see, without the levels at which it has one member: 16 chips on
+        nodes of 8 give (node, 8) and (cluster, 2); 8 chips with stride 8 give (cluster, 8).
+        Raises SpecError if the group does not fit.
+        """
+        group = Group(group_size, stride)
+        found = self._places(group)
         return tuple(
-            Span(level, way)
-            for level, way in zip(self.levels, ways, strict=True)
+            Span(level, way, place.apart)
+            for level, way, place in zip(self.levels, spread(group.size, found), found, strict=True)
             if (way > 1 if isinstance(way, int | float) else np.any(way > 1))
         )
+
+    def collective(
+        self, kind: str, nbytes: Number, group: Group | Number, sharing: Number = 1
+    ) -> CollectiveCost:
+        """Return the cost of the fastest way to do one collective on this platform.
+
+        kind: all_reduce, all_gather, reduce_scatter, all_to_all, broadcast or send, which
+        goes from one member to the next and is priced at its slowest hop. nbytes: the whole
+        buffer of one chip. group: a placed `Group`, or a number of neighbouring chips.
+        sharing: how many such collectives the links carry at once. Everything but the kind
+        may be an array; the fastest way is chosen for each element.
+        Raises SpecError for an unknown kind and a group that does not fit.
+
+        >>> from hardware import Group, load_platform
+        >>> nodes = load_platform("dgx-h100:4")
+        >>> inside = nodes.collective("all_reduce", 1e6, Group(4))
+        >>> across = nodes.collective("all_reduce", 1e6, Group(4, stride=8))
+        >>> bool(across.time > inside.time)
+        True
+        """
+        placed = group if isinstance(group, Group) else Group(group)
+        return collective(kind, nbytes, self.spans(placed.size, placed.stride), sharing)
+
+    def send(self, nbytes: Number, distance: Number = 1, sharing: Number = 1) -> CollectiveCost:
+        """Return the cost of one message between two chips that are *distance* apart.
+
+        The two lie in one domain if it can hold both: on nodes of 8, stages of 4 chips are
+        neighbours inside a node, stages of 8 are not. Raises SpecError if they do not fit.
+        """
+        return self.collective("send", nbytes, Group(2, distance), sharing)
+
+    def traffic(self, group: Group | Number) -> tuple[Number, ...]:
+        """Return which part of its buffer a chip sends over each level in an all-to-all.
+
+        Innermost first; the rest, one part of the group, stays with the chip. Where the
+        group lies unevenly, each level has what its busiest chip sends.
+        """
+        placed = group if isinstance(group, Group) else Group(group)
+        return traffic_shares(self.group(placed.size, placed.stride))
+
+    def _places(self, group: Group) -> tuple[Places, ...]:
+        """Return where blocks of a group's stride fit; SpecError if there is no room for all."""
+        found = places([level.size for level in self.levels], group.stride)
+        room = product([place.room for place in found])
+        if np.any(np.greater(group.size * group.stride, self.num_chips)):
+            has = f"which has {self.num_chips}"
+        elif np.any(np.greater(group.size, room)):
+            sizes = " × ".join(str(level.size) for level in self.levels)
+            has = (
+                f"whose levels of {sizes} have room for {shown(room)} blocks of "
+                f"{shown(group.stride)} chips that lie whole inside"
+            )
+        else:
+            return found
+        raise SpecError(f"{_described(group)} does not fit {self.name}, {has}")
+
+
+def _described(group: Group) -> str:
+    size, step = (int(np.max(value)) for value in (group.size, group.stride))
+    every = f" with stride {step}" if step > 1 else ""
+    return f"a group of {size} chips{every}"

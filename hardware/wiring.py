@@ -1,12 +1,13 @@
 """Wiring: which of its links a group of chips can use within one level."""
 
 import functools
-from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from hardware.platform import Level, spread
+from hardware.arithmetic import larger
+from hardware.level import Level
+from hardware.placement import places, spread
 from hardware.units import Number
 
 Sides: TypeAlias = tuple[Number, ...]
@@ -61,7 +62,7 @@ def _box(n: Number, shape: tuple[int, ...], topology: str) -> Sides:
 @functools.lru_cache(maxsize=4096)  # group sizes times shapes
 def _best_box(n: float, shape: tuple[int, ...], topology: str) -> Sides:
     """Most links busy, then fewest hops; along one side after the other if *n* has no box."""
-    boxes = _boxes(n, shape) or [spread(n, shape)]
+    boxes = _boxes(n, shape) or [spread(n, places(shape, 1))]
     return min(boxes, key=lambda box: (-_links_used(box, shape, topology), sum(box)))
 
 
@@ -76,15 +77,3 @@ def _boxes(n: float, shape: tuple[int, ...]) -> list[Sides]:
         if n % side == 0
         for box in _boxes(n / side, tuple(rest))
     ]
-
-
-def product(factors: Sequence[Number]) -> Number:
-    """Multiply numbers and arrays."""
-    return functools.reduce(lambda a, b: a * b, factors)
-
-
-def larger(a: Number, b: Number) -> Number:
-    """Return the larger of two, for each element if there are arrays."""
-    if isinstance(a, int | float) and isinstance(b, int | float):
-        return max(a, b)
-    return np.maximum(a, b)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hardware import Level, Link, SpecError, algorithm_name, collective, load_platform
 from hardware.algorithms import ALGORITHMS, Algorithm
 from hardware.collectives import _offers
-from hardware.platform import Span
+from hardware.level import Span
 from hardware.wiring import wiring
 
 A, B = 2e-6, 100e9  # s, B/s: latency and bandwidth of the links below
@@ -35,7 +35,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 def offers(kind, nbytes, wired, n):
-    return {offer.names[0]: offer for offer in _offers(kind, nbytes, wired, n)}
+    return {offer.names[0]: offer for offer in _offers(kind, nbytes, Span(wired, n))}
 
 
 def cost(kind, nbytes, wired, n):
@@ -248,12 +248,22 @@ def test_a_hierarchical_all_gather_goes_across_first():
     assert algorithm_name(gathered) == "hierarchical(direct+direct)"
 
 
-def test_a_hierarchical_all_to_all_exchanges_the_whole_buffer_twice():
+def test_a_straight_all_to_all_uses_all_levels_at_once():
     slow = level(size=3, bandwidth=B / 100)
     exchanged = collective("all_to_all", 1e9, [Span(INNER, 4), Span(slow, 3)])
-    inside = A + 0.75 * 1e9 / (4 * B)
-    across = A + 2 / 3 * 1e9 / (B / 100)
+    across = A + 8 / 12 * 1e9 / (B / 100)  # what goes to the 8 chips of the other nodes
+    assert exchanged.time == pytest.approx(across)
+    assert exchanged.sent == pytest.approx(11 / 12 * 1e9)
+    assert algorithm_name(exchanged) == "straight(direct+direct)"
+
+
+def test_many_small_parts_are_gathered_within_before_they_go_across():
+    many = [Span(level(size=8), 8), Span(level(size=128), 128)]
+    exchanged = collective("all_to_all", 256.0, many)
+    inside = A + 7 / 8 * 256 / B  # direct
+    across = 7 * A + 7 / 2 * 256 / B  # Bruck: log2 128 steps, half of the buffer in each
     assert exchanged.time == pytest.approx(inside + across)
+    assert algorithm_name(exchanged) == "hierarchical(direct+bruck)"
 
 
 def test_small_messages_go_flat_over_the_outermost_links():
