@@ -273,6 +273,7 @@ def _body(writer: Writer, group: Group) -> Callable[[Tensor, Tensor], tuple[Tens
         for index, layer in enumerate(group.layers):
             number = f".{index}" if len(group.layers) > 1 else ""
             writer.prefix = f"{group.name}{number}."
+            writer.build.layer()
             x, residual = layer.write(writer, x, residual)
         writer.prefix = ""
         return x, residual

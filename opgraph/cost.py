@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hardware import Number, Platform, SpecError, collective
 from hardware.errors import nearest, shown
 from opgraph.arithmetic import larger, smaller, where
-from opgraph.operator import Collective, Operator, Work
+from opgraph.operator import Collective, Operator, Send, Work
 from opgraph.plan import Plan
 from opgraph.sizes import Sizes
 
@@ -214,6 +214,8 @@ def _cost(operator: Operator, sizes: Sizes, machine: Machine, reached: Efficienc
         return Cost(0.0, LAUNCH, Work())
     if isinstance(operator, Collective):
         return _collective_cost(operator, sizes, machine, reached)
+    if isinstance(operator, Send):
+        return _send_cost(operator, sizes, machine, reached)
     work, chip = operator.work(sizes), machine.platform.chip
     peak = chip.peak(operator.dtype) if operator.unit == "matrix" else chip.vector
     compute = work.flop / (peak * reached.compute)
@@ -239,6 +241,24 @@ def _collective_cost(
     limiter = where(found.bandwidth_time >= found.latency_time, NETWORK_BANDWIDTH, NETWORK_LATENCY)
     index = int(np.asarray(found.algorithm).flat[0])
     return Cost(time + overhead, limiter, work, found.names[index], size)
+
+
+def _send_cost(operator: Send, sizes: Sizes, machine: Machine, reached: Efficiency) -> Cost:
+    """From a stage to the next one: over the level of links at which the two are apart."""
+    work = operator.work(sizes)
+    spans = machine.platform.spans(*machine.plan.mesh["pp"])
+    found = collective("send", work.sent, spans[:1])
+    inside: Any = 1
+    latency, bandwidth = found.latency_time, found.bandwidth_time
+    for reach in range(2, len(spans) + 1):
+        inside = inside * np.ceil(spans[reach - 2].ways)
+        further = collective("send", work.sent, spans[:reach])
+        crosses = np.equal(np.mod(operator.hop + 1, inside), 0)
+        latency = where(crosses, further.latency_time, latency)
+        bandwidth = where(crosses, further.bandwidth_time, bandwidth)
+    bandwidth = bandwidth / reached.memory
+    limiter = where(bandwidth >= latency, NETWORK_BANDWIDTH, NETWORK_LATENCY)
+    return Cost(latency + bandwidth + reached.overhead, limiter, work, "send", 2)
 
 
 def _blend(compute: Number, memory: Number, power: float) -> Number:

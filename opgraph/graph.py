@@ -26,12 +26,16 @@ class GraphError(ValueError):
 
 @dataclass(frozen=True)
 class Block:
-    """*operators* in program order, repeated *count* times."""
+    """*operators* in program order, repeated *count* times.
+
+    *layers*: the place of each layer's first operator, where the block is made of layers.
+    """
 
     name: str
     operators: tuple[Operator, ...]
     count: int = 1
     carried: tuple[tuple[str, str], ...] = ()
+    layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,21 +157,24 @@ def _repetitions(block: Block, rename: dict[str, str]) -> Iterator[Block]:
         prefix = f"{index}." if block.count > 1 else ""
         operators = []
         for operator in block.operators:
-            inputs = tuple(_renamed(t, rename, prefix) for t in operator.inputs)
-            renamed = replace(operator, name=prefix + operator.name, inputs=inputs)
-            rename |= {
-                old.name: new.name
-                for old, new in zip(operator.outputs, renamed.outputs, strict=True)
-            }
-            operators.append(renamed)
+            one = renamed(operator, rename, prefix)
+            pairs = zip(operator.outputs, one.outputs, strict=True)
+            rename |= {old.name: new.name for old, new in pairs}
+            operators.append(one)
         rename |= {entry: rename.get(leave, leave) for entry, leave in block.carried}
         yield Block(prefix + block.name, tuple(operators))
     rename |= before
 
 
-def _renamed(tensor: Tensor, rename: dict[str, str], prefix: str) -> Tensor:
-    own = tensor.name if tensor.role == "activation" else prefix + tensor.name
-    return replace(tensor, name=rename.get(tensor.name, own))
+def renamed(operator: Operator, rename: Mapping[str, str], prefix: str) -> Operator:
+    """*operator* called with *prefix*, as its weights are; it reads tensors as *rename* says."""
+
+    def called(tensor: Tensor) -> Tensor:
+        own = tensor.name if tensor.role == "activation" else prefix + tensor.name
+        return replace(tensor, name=rename.get(tensor.name, own))
+
+    inputs = tuple(called(tensor) for tensor in operator.inputs)
+    return replace(operator, name=prefix + operator.name, inputs=inputs)
 
 
 def _check_operator(operator: Operator, known: dict[str, Tensor], basis: Basis) -> None:
@@ -224,6 +231,7 @@ class Builder:
         self._inputs: list[Tensor] = []
         self._blocks: list[Block] = []
         self._pending: list[Operator] = []
+        self._layers: list[int] = []
         self._given = ""
 
     def input(self, tensor: Tensor) -> Tensor:
@@ -239,6 +247,10 @@ class Builder:
         """Append *operator*; its outputs."""
         self._pending.append(replace(operator, given=self._given) if self._given else operator)
         return operator.outputs
+
+    def layer(self) -> None:
+        """What is added next begins a layer, which a pipeline may put on a stage of its own."""
+        self._layers.append(len(self._pending))
 
     @contextmanager
     def given(self, dim: str) -> Iterator[None]:
@@ -274,5 +286,6 @@ class Builder:
     ) -> None:
         if self._pending:
             name = name or ("head" if self._blocks else "stem")
-            self._blocks.append(Block(name, tuple(self._pending), count, carried))
-            self._pending = []
+            layers = tuple(self._layers)
+            self._blocks.append(Block(name, tuple(self._pending), count, carried, layers))
+            self._pending, self._layers = [], []

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,16 @@ class Footprint:
     def total(self) -> Number:
         """Bytes needed."""
         return self.weights + self.kv_cache + self.activations
+
+    def fuller(self, other: "Footprint") -> "Footprint":
+        """The fuller one of two, point by point."""
+        mine = self.total >= other.total
+        pick = partial(where, mine) if isinstance(mine, np.ndarray) else None
+        if pick is None:
+            return self if mine else other
+        names = ("weights", "kv_cache", "activations")
+        chosen = {name: pick(getattr(self, name), getattr(other, name)) for name in names}
+        return replace(self, **chosen)
 
     @property
     def spare(self) -> Number:

@@ -400,7 +400,9 @@ class Collective(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Send(Operator):
-    """What a stage hands to the next one: each chip sends the part of it that is its own."""
+    """What stage *hop* hands to the next one: each chip sends the part of it that is its own."""
+
+    hop: int = 0
 
     kind = "send"
     stream = "communication"

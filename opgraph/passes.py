@@ -80,7 +80,7 @@ class _Sharding:
             self._move(name, self.tensors[name].layout)
         leaves = [self.tensors[leave] for _, leave in block.carried]
         carried = tuple((a.name, b.name) for a, b in zip(entries, leaves, strict=True))
-        return Block(block.name, tuple(self.operators.values()), block.count, carried)
+        return replace(block, operators=tuple(self.operators.values()), carried=carried, layers=())
 
     def _operator(self, operator: Operator) -> None:
         waiting = self._waiting(operator)

@@ -138,6 +138,19 @@ class Plan:
         """Chips of one stage."""
         return product(self.degrees[axis] for axis in ATTENTION)
 
+    @property
+    def num_pieces(self) -> int:
+        """Pieces that the model is cut into."""
+        return int(self.pp) * self.interleave
+
+    def num_microbatches(self, batch: Number) -> Number:
+        """Microbatches of a *batch* on the whole platform, none of them empty."""
+        asked = self.pp if self.microbatches is None else self.microbatches
+        if isinstance(asked, int) and asked == 1:
+            return 1
+        own = -(-batch // (self.degrees["attention_dp"] * self.degrees["dp"]))
+        return -(-own // -(-own // asked))
+
     @cached_property
     def mesh(self) -> dict[str, tuple[Number, Number]]:
         """Chips along each mesh axis, and how many chips apart they are."""
@@ -242,7 +255,7 @@ class Plan:
                 f"ep={_most(self.ep)} is not a multiple of the tp × cp = "
                 f"{_most(self.tp * self.cp)} chips of attention; give attention_dp"
             )
-        return _whole(copies)
+        return 1 if np.all(copies == 1) else _whole(copies)
 
     def _check_order(self) -> None:
         known = (*ATTENTION, "pp", "dp")

@@ -2,21 +2,23 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial, reduce
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardware import Number, Platform, SpecError
+from opgraph.arithmetic import larger
 from opgraph.cost import CostModel, Host, Machine
 from opgraph.graph import Graph
 from opgraph.memory import Footprint, peak_activations
 from opgraph.model import Model
-from opgraph.passes import lay_out
+from opgraph.pipeline import Pipeline, predict, step_time
 from opgraph.plan import Plan
-from opgraph.sizes import Axes, Sizes
-from opgraph.timeline import Timeline, predict, step_time
+from opgraph.sizes import Sizes
+from opgraph.stages import Piece, even, joined, laid_out, num_layers
+from opgraph.timeline import Timeline
 from opgraph.workload import Workload
 
 Phase = Literal["prefill", "decode"]
@@ -38,12 +40,25 @@ class Point:
     host: Host = field(default_factory=Host)
 
     def graph(self, phase: Phase) -> Graph:
-        """One chip's graph of a step."""
-        plan = self.plan
-        return _sharded(getattr(self.model, phase), plan.active, plan.sp, phase == "decode")
+        """One chip's graph of a step; of a pipeline, those of all stages in one."""
+        pieces = self.pieces(phase)
+        return joined(pieces) if len(pieces) > 1 else pieces[0].graph
 
-    def sizes(self, phase: Phase, context: Number) -> Sizes:
-        """All sizes of a step that ends with *context* tokens in each sequence.
+    def pieces(self, phase: Phase) -> tuple[Piece, ...]:
+        """One chip's graph of each piece of the pipeline."""
+        plan, graph = self.plan, getattr(self.model, phase)
+        layers = plan.layers or even(num_layers(graph), plan.num_pieces)
+        return laid_out(graph, layers, plan.active, plan.sp, phase == "decode")
+
+    def pipeline(self, phase: Phase) -> Pipeline:
+        """How microbatches pass through the pieces."""
+        plan = self.plan
+        count = plan.num_microbatches(self.workload.batch)
+        return Pipeline(int(plan.pp), plan.num_pieces, int(np.max(count)), phase == "decode")
+
+    def sizes(self, phase: Phase, context: Number, *, whole: bool = False) -> Sizes:
+        """All sizes of a step of a microbatch that ends with *context* tokens in each sequence;
+        of the *whole* batch if asked for.
 
         Prefill and decode are the same step: one brings the whole prompt, the other one token.
         Where an encoder reads the prompt (``source``), the decoder's own sequence starts after it
@@ -51,7 +66,10 @@ class Point:
         """
         seq = self.workload.prompt if phase == "prefill" else 1
         work = self.workload
-        step = {"batch": work.batch, "images": work.images, "skew": work.skew}
+        batch = work.batch
+        if not whole and not np.array_equal(count := self.plan.num_microbatches(batch), 1):
+            batch = -(-batch // count)
+        step = {"batch": batch, "images": work.images, "skew": work.skew}
         if self.model.encodes_prompt:
             own = context - self.workload.prompt + 1
             step |= {"source": self.workload.prompt, "seq": 1, "context": own}
@@ -63,28 +81,52 @@ class Point:
     def step_time(self, phase: Phase, context: Number) -> Number:
         """Seconds of one step."""
         machine = Machine(self.platform, self.plan, self.host)
-        return step_time(self.graph(phase), self.sizes(phase, context), machine, self.cost)
+        parts = (self.pieces(phase), self.pipeline(phase))
+        return step_time(*parts, self.sizes(phase, context), machine, self.cost)
 
     def timeline(self, phase: Phase, context: Number) -> Timeline:
         """The timeline of one step."""
         machine = Machine(self.platform, self.plan, self.host)
-        return predict(phase, self.graph(phase), self.sizes(phase, context), machine, self.cost)
+        parts = (self.pieces(phase), self.pipeline(phase))
+        return predict(phase, *parts, self.sizes(phase, context), machine, self.cost)
 
     def footprint(self) -> Footprint:
-        """Memory of a chip when every sequence is at its longest; activations of the prefill."""
-        full = self.sizes("decode", self.workload.context)
+        """Memory of the fullest chip when every sequence is at its longest."""
+        stages = range(int(self.plan.pp))
+        return reduce(Footprint.fuller, (self._stage_footprint(stage) for stage in stages))
+
+    def _stage_footprint(self, stage: int) -> Footprint:
+        """Memory of a chip of *stage*; activations of the prefill of a microbatch."""
+        full = self.sizes("decode", self.workload.context, whole=True)
         prompt = self.sizes("prefill", self.workload.prompt)
+        here = slice(stage, None, int(self.plan.pp))
+        prefill, decode = (self.pieces(phase)[here] for phase in ("prefill", "decode"))
         weights = {
-            tensor.name: tensor.nbytes(full) * count
-            for phase in ("prefill", "decode")
-            for tensor, count in self.graph(phase).tensors("weight")
+            (j, tensor.name): tensor.nbytes(full) * count
+            for pieces in (prefill, decode)
+            for j, piece in enumerate(pieces)
+            for tensor, count in piece.graph.tensors("weight")
         }
         return Footprint(
             weights=sum(weights.values()),
-            kv_cache=self.graph("decode").nbytes("cache", full),
-            activations=peak_activations(self.graph("prefill"), prompt),
+            kv_cache=sum(piece.graph.nbytes("cache", full) for piece in decode),
+            activations=reduce(larger, (peak_activations(p.graph, prompt) for p in prefill)),
             capacity=self.platform.chip.memory_capacity,
         )
+
+    def by_structure(self) -> Iterator[tuple[Any, "Point"]]:
+        """The point in parts whose pipelines are alike, each with its place."""
+        count = self.plan.num_microbatches(self.workload.batch)
+        if not np.ndim(self.plan.pp) and not np.ndim(count):
+            yield (), self
+            return
+        shape = np.broadcast_shapes(self.shape)
+        keys = np.stack([np.broadcast_to(part, shape) for part in (self.plan.pp, count)], axis=-1)
+        for pp, microbatches in np.unique(keys.reshape(-1, 2), axis=0):
+            place = np.all(keys == (pp, microbatches), axis=-1)
+            part = self.take(place)
+            plan = replace(part.plan, pp=int(pp), microbatches=int(microbatches))
+            yield place, replace(part, plan=plan)
 
     def check(self) -> "Point":
         """The point itself, if its parts go together.
@@ -153,12 +195,6 @@ class Point:
             workload=_map(self.workload, function),
             host=_map(self.host, function),
         )
-
-
-@lru_cache(maxsize=1024)
-def _sharded(graph: Graph, active: Axes, sp: bool, decodes: bool) -> Graph:
-    """The sharding depends on which axes split anything, not on their degrees."""
-    return lay_out(graph, active, Plan(sp=sp).splits(decodes))
 
 
 def _plain(number: Any) -> int | float:

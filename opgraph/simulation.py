@@ -1,6 +1,7 @@
 """Simulate: a model on a platform under a plan and a workload."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -10,6 +11,7 @@ from hardware import Number, Platform, SpecError
 from hardware.errors import shown
 from opgraph.arithmetic import larger
 from opgraph.cost import CostModel, Host, cost_model
+from opgraph.memory import Footprint
 from opgraph.model import Model
 from opgraph.plan import Plan
 from opgraph.point import Point
@@ -68,7 +70,7 @@ def simulate(
         point=point,
         ttft=_evaluate(point, lambda part: part.step_time("prefill", part.workload.prompt)),
         tpot=_evaluate(point, _mean_decode_time),
-        memory=point.footprint(),
+        memory=_footprint(point),
     )
 
 
@@ -93,9 +95,22 @@ def _evaluate(point: Point, function: Callable[[Point], Number]) -> Number:
     if not point.shape:
         return float(function(point))
     values = np.empty(point.shape)
-    for place, part in point.tiles():
-        values[place] = function(part)
+    for place, tile in point.tiles():
+        for inside, part in tile.by_structure():
+            values[place][inside] = function(part)
     return values
+
+
+def _footprint(point: Point) -> Footprint:
+    """The memory of every point."""
+    parts = [(place, part.footprint()) for place, part in point.by_structure()]
+    if len(parts) == 1:
+        return parts[0][1]
+    whole = {field.name: np.empty(point.shape) for field in fields(Footprint)}
+    for place, footprint in parts:
+        for name, values in whole.items():
+            values[place] = getattr(footprint, name)
+    return Footprint(**whole)
 
 
 def _mean_decode_time(point: Point) -> Number:

@@ -13,7 +13,7 @@ from hardware import Number, SpecError
 from opgraph.arithmetic import smaller, where
 from opgraph.cost import LIMITERS, Cost, CostModel, Machine, price
 from opgraph.graph import Graph
-from opgraph.operator import Work
+from opgraph.operator import Operator, Work
 from opgraph.schedule import LoopRun, Schedule, program, schedule
 from opgraph.sizes import Sizes
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hardware import Chip
 
 # slack below this share of the step is rounding
-_NO_SLACK = 1e-9
+NO_SLACK = 1e-9
 
 
 @dataclass(frozen=True)
@@ -246,26 +246,29 @@ def step_time(graph: Graph, sizes: Sizes, machine: Machine, model: CostModel) ->
 
 def _event(name: str, graph: Graph, cost: Cost, loop: LoopRun, index: int, slack: Number) -> Event:
     node = graph.nx.nodes[name]
-    operator = node["operator"]
     repetitions = 1 if np.ndim(cost.time) else loop.count
     starts = np.stack([np.asarray(loop.start(index, i), float) for i in range(repetitions)])
+    found = event_of(node["operator"], node["block"], cost, starts)
+    return replace(found, slack=slack, count=loop.count)
+
+
+def event_of(operator: Operator, block: str, cost: Cost, starts: NDArray[np.float64]) -> Event:
+    """*operator* as an event, at what it costs."""
     limiter = cost.limiter if np.ndim(cost.limiter) else LIMITERS[int(cost.limiter)]
     return Event(
-        name=name,
+        name=operator.name,
         kind=operator.kind,
         time=cost.time,
         starts=starts,
-        block=node["block"],
+        block=block,
         stream=operator.stream,
         limiter=limiter,
-        slack=slack,
         work=cost.work,
         algorithm=cost.algorithm,
         group_size=cost.group_size,
         low=cost.low,
         high=cost.high,
         provenance=cost.provenance,
-        count=loop.count,
     )
 
 
@@ -287,7 +290,7 @@ def _slack(graph: Graph, forward: Schedule, backward: Schedule) -> dict[str, Num
                 tail = behind.start(last - index, block.count - 1 - i)
                 spare = forward.makespan - (ahead.end(index, i) + tail)
                 slack[operator.name] = smaller(slack.get(operator.name, spare), spare)
-    noise = _NO_SLACK * forward.makespan
+    noise = NO_SLACK * forward.makespan
     return {name: where(spare > noise, spare, 0.0) for name, spare in slack.items()}
 
 
