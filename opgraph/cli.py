@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from hardware import Platform
+    from opgraph import Plan
     from opgraph.report import Report
 
 app = typer.Typer(
@@ -70,6 +71,45 @@ Copies = Annotated[
     int,
     typer.Option("--dp", parser=_whole, metavar="N", help="data parallelism: copies of the model"),
 ]
+Stages = Annotated[
+    int, typer.Option("--pp", parser=_whole, metavar="N", help="pipeline stages")
+]
+ExpertChips = Annotated[
+    int, typer.Option("--ep", parser=_whole, metavar="N", help="chips that experts are split over")
+]
+ContextChips = Annotated[
+    int, typer.Option("--cp", parser=_whole, metavar="N", help="context parallelism")
+]
+AttentionCopies = Annotated[
+    int | None,
+    typer.Option(
+        "--attention-dp",
+        parser=_whole,
+        metavar="N",
+        help="copies of attention within a stage; as many as --ep needs if not given",
+    ),
+]
+SequenceParallel = Annotated[
+    bool, typer.Option("--sp/--no-sp", help="sequence parallelism among the --tp chips")
+]
+Microbatches = Annotated[
+    int | None,
+    typer.Option(parser=_whole, metavar="N", help="parts of the batch; --pp if not given"),
+]
+Interleave = Annotated[
+    int, typer.Option(parser=_whole, metavar="N", help="pieces of the model on each stage")
+]
+Redundant = Annotated[
+    int,
+    typer.Option(
+        "--redundant-experts", parser=_whole, metavar="N", help="copies of popular experts"
+    ),
+]
+Order = Annotated[
+    str | None,
+    typer.Option(help="axes from neighbouring chips outwards: tp,cp,attention_dp,pp,dp"),
+]
+Layers = Annotated[str | None, typer.Option(help="layers of each stage: 20,20,20,20")]
 Batch = Annotated[
     int, typer.Option("--batch", "-b", parser=_whole, metavar="N", help="sequences in flight")
 ]
@@ -118,7 +158,17 @@ def simulate(
     model: ModelName,
     platform: PlatformName,
     tp: Degree = 1,
+    pp: Stages = 1,
+    ep: ExpertChips = 1,
     dp: Copies = 1,
+    cp: ContextChips = 1,
+    attention_dp: AttentionCopies = None,
+    sp: SequenceParallel = False,
+    microbatches: Microbatches = None,
+    interleave: Interleave = 1,
+    layers: Layers = None,
+    redundant_experts: Redundant = 0,
+    order: Order = None,
     batch: Batch = 1,
     prompt: Prompt = 2048,
     output: Output = 256,
@@ -161,7 +211,17 @@ def write_trace(
     out: Annotated[Path, typer.Option("--out", "-o", help="a .json or .json.gz file")],
     phase: Annotated[Phase | None, typer.Option(help="one phase only")] = None,
     tp: Degree = 1,
+    pp: Stages = 1,
+    ep: ExpertChips = 1,
     dp: Copies = 1,
+    cp: ContextChips = 1,
+    attention_dp: AttentionCopies = None,
+    sp: SequenceParallel = False,
+    microbatches: Microbatches = None,
+    interleave: Interleave = 1,
+    layers: Layers = None,
+    redundant_experts: Redundant = 0,
+    order: Order = None,
     batch: Batch = 1,
     prompt: Prompt = 2048,
     output: Output = 256,
@@ -355,7 +415,7 @@ def _report(options: dict[str, Any]) -> "Report":
     """The report that the options of `simulate` and `trace` ask for."""
     from frontends import Lora, Variant, load_model
     from hardware import load_platform
-    from opgraph import Host, Plan, Workload, simulate
+    from opgraph import Host, Workload, simulate
 
     def some(*names: str) -> dict[str, Any]:
         return {name: options[name] for name in names}
@@ -367,7 +427,7 @@ def _report(options: dict[str, Any]) -> "Report":
     return simulate(
         model,
         load_platform(options["platform"]),
-        Plan(**some("tp", "dp")),
+        _plan(options),
         Workload(**some("batch", "prompt", "output", "images", "skew")),
         cost=options["cost"],
         host=Host(
@@ -375,6 +435,20 @@ def _report(options: dict[str, Any]) -> "Report":
             per_operator=options["host_operator_us"] / _MICRO,
         ),
     )
+
+
+def _plan(options: dict[str, Any]) -> "Plan":
+    """The plan that the options ask for."""
+    from opgraph import Plan
+
+    names = ("tp", "pp", "ep", "dp", "cp", "attention_dp", "sp", "microbatches", "interleave",
+             "redundant_experts")  # fmt: skip
+    chosen = {name: options[name] for name in names}
+    if options["order"]:
+        chosen["order"] = tuple(options["order"].split(","))
+    if options["layers"]:
+        chosen["layers"] = tuple(_whole(word) for word in options["layers"].split(","))
+    return Plan(**chosen)
 
 
 def _print_errors(table: "pd.DataFrame") -> None:
