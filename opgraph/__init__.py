@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from opgraph.cost import Calibrated, CostModel, Efficiency, Host, Roofline
+    from opgraph.explore import Search, best_plans
     from opgraph.graph import Block, Builder, Graph, GraphError
-    from opgraph.memory import Footprint
+    from opgraph.memory import Footprint, Reserve
     from opgraph.model import Model
     from opgraph.operator import Operator, Work
     from opgraph.passes import shard
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "cost": ("Calibrated", "CostModel", "Efficiency", "Host", "Roofline"),
+    "explore": ("Search", "best_plans"),
     "graph": ("Block", "Builder", "Graph", "GraphError"),
-    "memory": ("Footprint",),
+    "memory": ("Footprint", "Reserve"),
     "model": ("Model",),
     "operator": ("Operator", "Work"),
     "passes": ("shard",),
@@ -55,12 +57,15 @@ __all__ = [
     "Operator",
     "Plan",
     "Report",
+    "Reserve",
     "Roofline",
+    "Search",
     "Sizes",
     "Tensor",
     "Timeline",
     "Work",
     "Workload",
+    "best_plans",
     "shard",
     "simulate",
 ]

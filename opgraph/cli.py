@@ -14,9 +14,11 @@ from opgraph.console import (
     console_on,
     print_json,
     print_report,
+    print_search,
     print_table,
     progress,
     read_csv,
+    save_figure,
     save_plot,
     save_trace,
     write_csv,
@@ -36,7 +38,7 @@ app = typer.Typer(
 )
 
 BAD_INPUT = 2
-_GIGA, _MICRO = 1e9, 1e6
+_GIGA, _MILLI, _MICRO = 1e9, 1e3, 1e6
 
 
 class Listing(StrEnum):
@@ -71,9 +73,7 @@ Copies = Annotated[
     int,
     typer.Option("--dp", parser=_whole, metavar="N", help="data parallelism: copies of the model"),
 ]
-Stages = Annotated[
-    int, typer.Option("--pp", parser=_whole, metavar="N", help="pipeline stages")
-]
+Stages = Annotated[int, typer.Option("--pp", parser=_whole, metavar="N", help="pipeline stages")]
 ExpertChips = Annotated[
     int, typer.Option("--ep", parser=_whole, metavar="N", help="chips that experts are split over")
 ]
@@ -141,6 +141,9 @@ Window = Annotated[
 Cost = Annotated[
     str, typer.Option("--cost", help="the cost model: ideal, calibrated, tiled or corrected")
 ]
+ReserveShare = Annotated[
+    float, typer.Option("--reserve", help="share of the chip's memory that is left alone")
+]
 HostStep = Annotated[float, typer.Option(help="µs that the host takes before each step")]
 HostOperator = Annotated[float, typer.Option(help="least µs of an operator launched by the host")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
@@ -183,6 +186,7 @@ def simulate(
     window: Window = 0,
     host_step_us: HostStep = 0.0,
     host_operator_us: HostOperator = 0.0,
+    reserve: ReserveShare = 0.0,
     cost: Cost = "ideal",
     as_json: AsJson = False,
     plot: Annotated[
@@ -236,6 +240,7 @@ def write_trace(
     window: Window = 0,
     host_step_us: HostStep = 0.0,
     host_operator_us: HostOperator = 0.0,
+    reserve: ReserveShare = 0.0,
     cost: Cost = "ideal",
 ) -> None:
     """Write the timeline of a step as a Chrome trace, to open in Perfetto beside a measured one."""
@@ -276,6 +281,73 @@ def reproduce(
             for row in rows
         ]
         print_table(paper, shown)
+
+
+@app.command("plan")
+def find_plans(
+    model: ModelName,
+    platform: PlatformName,
+    prompt: Prompt = 2048,
+    output: Output = 256,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch",
+            "-b",
+            parser=_whole,
+            metavar="N",
+            help="the only batch to try; powers of two up to what fits if not given",
+        ),
+    ] = None,
+    slo_ttft: Annotated[
+        float | None, typer.Option(metavar="MS", help="longest time to first token, in ms")
+    ] = None,
+    slo_tpot: Annotated[
+        float | None, typer.Option(metavar="MS", help="longest time per output token, in ms")
+    ] = None,
+    objective: Annotated[
+        str, typer.Option(help="what is made best: throughput (per chip), tpot or ttft")
+    ] = "throughput",
+    top: Annotated[int, typer.Option(parser=_whole, metavar="N", help="rows to print")] = 10,
+    sp: SequenceParallel = False,
+    cp: Annotated[bool, typer.Option("--cp/--no-cp", help="try context parallelism too")] = False,
+    weights: Weights = None,
+    kv_cache: KVCache = None,
+    skew: Skew = 0.0,
+    reserve: ReserveShare = 0.0,
+    cost: Cost = "ideal",
+    plot: Annotated[
+        Path | None, typer.Option(help="write the Pareto front as PNG, SVG, PDF")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rank every plan that uses all chips, at batches up to what fits; the Pareto front too."""
+    from frontends import load_model
+    from hardware import load_platform
+    from opgraph import Plan, Reserve, Workload, best_plans, plots
+
+    axes = ("tp", "pp", "cp", "attention_dp", "dp") if cp else ("tp", "pp", "attention_dp", "dp")
+    with progress("pricing plans") as track:
+        search = best_plans(
+            load_model(model, weights=weights, kv_cache=kv_cache),
+            load_platform(platform),
+            Workload(prompt=prompt, output=output, skew=skew),
+            slo_ttft=float("inf") if slo_ttft is None else slo_ttft / _MILLI,
+            slo_tpot=float("inf") if slo_tpot is None else slo_tpot / _MILLI,
+            objective=objective,
+            batch=batch,
+            plan=Plan(sp=sp),
+            axes=axes,
+            reserve=Reserve(share=reserve),
+            cost=cost,
+            track=track,
+        )
+    if plot:
+        save_figure(lambda ax: plots.pareto(search, ax), plot)
+    if as_json:
+        print_json(search.to_dict())
+    else:
+        print_search(search, f"{model} on {platform}", top)
 
 
 OpChoice = Annotated[list[str] | None, typer.Option("--op", help="a class only: gemm, moe …")]
@@ -415,7 +487,7 @@ def _report(options: dict[str, Any]) -> "Report":
     """The report that the options of `simulate` and `trace` ask for."""
     from frontends import Lora, Variant, load_model
     from hardware import load_platform
-    from opgraph import Host, Workload, simulate
+    from opgraph import Host, Reserve, Workload, simulate
 
     def some(*names: str) -> dict[str, Any]:
         return {name: options[name] for name in names}
@@ -434,6 +506,7 @@ def _report(options: dict[str, Any]) -> "Report":
             per_step=options["host_step_us"] / _MICRO,
             per_operator=options["host_operator_us"] / _MICRO,
         ),
+        reserve=Reserve(share=options["reserve"]),
     )
 
 

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
     from rich.console import Console
 
+    from opgraph.explore import Search
     from opgraph.report import Report
     from opgraph.timeline import Timeline
 
@@ -49,6 +52,48 @@ _OPERATOR_COLUMNS: dict[str, Any] = {
     "operator": "left", "count": "right", "µs each": "right", "share": "right",
     "limiter": "left", "algorithm": "left",
 }  # fmt: skip
+
+
+def print_search(search: "Search", title: str, top: int) -> None:
+    """Print the best plans, the Pareto front, and why the others cannot be."""
+    from collections import Counter
+
+    best = search.report(0)  # says why, if there is none
+    shown = {"the best plans": search.table.head(top), "Pareto front": _thinned(search.pareto, top)}
+    console = console_on(sys.stdout)
+    console.print(f"{title}: {search.candidates:,} plans and batches priced", highlight=False)
+    for name, table in shown.items():
+        rows = [
+            {
+                "plan": search.name_of(row),
+                "batch": int(row["batch"]),
+                **{title: f"{row[column]:,.{digits}f}" for title, column, digits in _PLAN_COLUMNS},
+            }
+            for _, row in table.iterrows()
+        ]
+        print_table(name, rows)
+    reasons = Counter(reason for _, reason in search.infeasible)
+    for reason, count in reasons.most_common(3):
+        console.print(f"{count} plans cannot be: {reason}", highlight=False, soft_wrap=True)
+    console.print(f"best: {search.name_of(search.table.iloc[0])}: {best.verdict}", highlight=False)
+
+
+# title, column, digits after the point
+_PLAN_COLUMNS = (
+    ("TTFT ms", "ttft_ms", 1),
+    ("TPOT ms", "tpot_ms", 2),
+    ("tokens/s per user", "tokens_per_s_per_user", 1),
+    ("tokens/s per chip", "tokens_per_s_per_chip", 1),
+    ("GB per chip", "memory_GB", 1),
+)
+
+
+def _thinned(table: "pd.DataFrame", most: int) -> "pd.DataFrame":
+    """No more than *most* rows, evenly chosen, the first and the last among them."""
+    if len(table) <= most:
+        return table
+    places = {round(i * (len(table) - 1) / max(most - 1, 1)) for i in range(most)}
+    return table.iloc[sorted(places)]
 
 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
@@ -98,19 +143,24 @@ def print_json(value: Any) -> None:
 
 def save_plot(timeline: "Timeline", path: Path) -> None:
     """Write the timeline as a picture, by the ending of the name."""
+    save_figure(timeline.plot, path)
+
+
+def save_figure(draw: "Callable[[Axes], object]", path: Path) -> None:
+    """Write what *draw* draws as a picture, by the ending of the name."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     from hardware import SpecError
 
     known = {".png", ".svg", ".pdf"}
-    if path.suffix not in known:
+    if path.suffix.lower() not in known:
         raise SpecError(f"--plot {path}: a plot is written as {', '.join(sorted(known))}")
     figure = Figure(figsize=_PLOT_SIZE, layout="constrained")
     FigureCanvasAgg(figure)
-    timeline.plot(figure.subplots())
+    draw(figure.subplots())
     with replacing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:], bbox_inches="tight")
+        figure.savefig(temporary, format=path.suffix[1:].lower(), bbox_inches="tight")
 
 
 def save_trace(timelines: "list[Timeline]", path: Path) -> None:

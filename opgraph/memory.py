@@ -3,18 +3,55 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware import Number
-from opgraph.arithmetic import larger, where
+from hardware import Number, SpecError
+from hardware.errors import shown
+from opgraph.arithmetic import as_count, larger, where
 from opgraph.graph import Graph
 from opgraph.operator import Collective, Operator
 from opgraph.sizes import Axes, Sizes
 from opgraph.tensor import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+# tokens of a block of the KV cache: vLLM's default (Kwon et al. 2023, section 4)
+BLOCK = 16
+# what a weight belongs to, by the words that its dimensions are made up of; the first that fits
+_CLASSES = (
+    ("experts", {"experts"}),
+    ("embedding and head", {"vocab", "positions"}),
+    ("attention", {"heads", "kv_heads", "kv_rank", "query_rank", "index_heads"}),
+    ("recurrence", {"inner", "ssm_heads", "groups", "state"}),
+    ("ffn", {"ffn"}),
+)
+_OTHER = "norms and others"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reserve:
+    """What of a chip's memory is not for the model, and how the KV cache is handed out.
+
+    Parameters
+    ----------
+    share : part of the capacity that is left alone (vLLM's ``gpu_memory_utilization`` is the
+        rest); a number or an array.
+    block : tokens of a block of the KV cache; a sequence has whole blocks.
+    """
+
+    share: Number = 0.0
+    block: int = BLOCK
+
+    def __post_init__(self) -> None:
+        if not np.all(np.greater_equal(self.share, 0) & np.less(self.share, 1)):
+            raise SpecError(f"reserve: share is {shown(self.share)}, but must be from 0 to below 1")
+        as_count("block", self.block)
 
 
 @dataclass(frozen=True)
@@ -23,29 +60,28 @@ class Footprint:
 
     Attributes
     ----------
-    weights, kv_cache, activations : what takes the memory.
+    by_class : weights by what they belong to (``attention ffn experts …``).
+    kv_cache : caches of all sequences, in whole blocks.
+    activations : at the worst moment of a prefill, transfers' buffers among them.
+    reserved : what is left alone.
     capacity : what the chip has.
     """
 
-    weights: Number
+    by_class: Mapping[str, Number]
     kv_cache: Number
     activations: Number
+    reserved: Number
     capacity: Number
+
+    @property
+    def weights(self) -> Number:
+        """Bytes of all weights."""
+        return sum(self.by_class.values())
 
     @property
     def total(self) -> Number:
         """Bytes needed."""
-        return self.weights + self.kv_cache + self.activations
-
-    def fuller(self, other: "Footprint") -> "Footprint":
-        """The fuller one of two, point by point."""
-        mine = self.total >= other.total
-        pick = partial(where, mine) if isinstance(mine, np.ndarray) else None
-        if pick is None:
-            return self if mine else other
-        names = ("weights", "kv_cache", "activations")
-        chosen = {name: pick(getattr(self, name), getattr(other, name)) for name in names}
-        return replace(self, **chosen)
+        return self.weights + self.kv_cache + self.activations + self.reserved
 
     @property
     def spare(self) -> Number:
@@ -58,6 +94,48 @@ class Footprint:
         fits: Any = self.total <= self.capacity
         return fits if np.ndim(fits) else bool(fits)
 
+    @property
+    def parts(self) -> dict[str, Number]:
+        """What takes what, in bytes; adds up to the capacity."""
+        weights = {f"weights: {name}": nbytes for name, nbytes in self.by_class.items()}
+        rest = {"KV cache": self.kv_cache, "activations": self.activations}
+        return {**weights, **rest, "reserved": self.reserved, "spare": self.spare}
+
+    def to_frame(self) -> "pd.DataFrame":
+        """What takes what: ``part GB share``, one design point only."""
+        import pandas as pd
+
+        if np.ndim(self.total):
+            raise SpecError("this footprint holds many design points: pick one with report.at()")
+        giga = 1e9
+        rows = [
+            {"part": name, "GB": float(nbytes) / giga, "share": float(nbytes / self.capacity)}
+            for name, nbytes in self.parts.items()
+        ]
+        return pd.DataFrame(rows)
+
+    def fuller(self, other: "Footprint") -> "Footprint":
+        """The fuller one of two, point by point."""
+        mine = self.total >= other.total
+        if not isinstance(mine, np.ndarray):
+            return self if mine else other
+        names = dict.fromkeys((*self.by_class, *other.by_class))
+        weights = {
+            name: where(mine, self.by_class.get(name, 0.0), other.by_class.get(name, 0.0))
+            for name in names
+        }
+        caches, activations = (
+            where(mine, getattr(self, name), getattr(other, name))
+            for name in ("kv_cache", "activations")
+        )
+        return replace(self, by_class=weights, kv_cache=caches, activations=activations)
+
+
+def weight_class(tensor: Tensor, graph: Graph) -> str:
+    """What a weight of *graph* belongs to."""
+    words = {word.partition(".")[0] for dim in tensor.dims for word in graph.basis(dim)}
+    return next((name for name, those in _CLASSES if words & those), _OTHER)
+
 
 def peak_activations(graph: Graph, sizes: Sizes) -> Number:
     """Bytes of activations alive at once, at the worst moment of a step.
@@ -66,63 +144,80 @@ def peak_activations(graph: Graph, sizes: Sizes) -> Number:
     outside is there from the beginning. What works in place, views included, owns no memory: its
     results keep alive what they lie in. A collective among a single chip only hands on its input.
     """
+    tensors, guards, moments = _moments(graph)
+    nbytes = [tensor.nbytes(sizes) for tensor in tensors]
+    copies = [sizes.ways(axes) > 1 for axes in guards]
     peak: Number = 0
-    for alone, here in _company(sizes.degrees, _transfer_axes(graph)):
-        tensors, moments = _moments(graph, alone)
-        nbytes = [tensor.nbytes(sizes) for tensor in tensors]
-        worst: Number = 0
-        for moment in moments:
-            worst = larger(worst, sum(count * nbytes[i] for i, count in moment))
-        peak = where(here, worst, peak)
+    for moment in moments:
+        alive = sum(count * nbytes[i] * (1 if g < 0 else copies[g]) for i, g, count in moment)
+        peak = larger(peak, alive)
     return peak
 
 
-@lru_cache(maxsize=1024)
-def _transfer_axes(graph: Graph) -> Axes:
-    """The axes of the plan along which something is transferred into a buffer."""
-    axes = (op.axes for op, _ in graph.operators if isinstance(op, Collective) and not op.in_place)
-    return tuple(dict.fromkeys(axis for group in axes for axis in group))
-
-
-def _company(degrees: Mapping[str, Number], axes: Axes) -> list[tuple[frozenset[str], Any]]:
-    """Each set of *axes* along which a chip is alone at some point, and at which points."""
-    cases: list[tuple[frozenset[str], Any]] = [(frozenset(), True)]
-    for axis in axes:
-        alone: Any = np.equal(degrees.get(axis, 1), 1)
-        cases = [
-            (single | also, here & side)
-            for single, here in cases
-            for also, side in ((frozenset({axis}), alone), (frozenset[str](), ~alone))
-            if np.any(here & side)
-        ]
-    return cases
-
-
-Moment = tuple[tuple[int, int], ...]
-"""What is alive at once: indices of tensors, and how many like each of them."""
+Moment = tuple[tuple[int, int, int], ...]
+"""What is alive at once: indices of a tensor and of a guard (-1: none), and how many like it."""
 
 
 @lru_cache(maxsize=1024)
-def _moments(graph: Graph, alone: frozenset[str]) -> tuple[tuple[Tensor, ...], tuple[Moment, ...]]:
+def _moments(graph: Graph) -> tuple[tuple[Tensor, ...], tuple[Axes, ...], tuple[Moment, ...]]:
     """The tensors of *graph*, alike ones once, and the moments that may be the worst.
 
-    The chip is alone along the axes *alone*. Of the numbers nothing need be known: of all moments
+    What a transfer makes is no copy where the chip is alone along the axes that are its *guard*,
+    as long as what it was made from is alive. Of the numbers nothing need be known: of all moments
     those are left out at which nothing is alive that is not also alive at another one.
     """
     operators = [op for op, _ in _shortened(graph).unroll().operators]
-    buffers, lives = _lives(graph.inputs, operators, alone)
+    buffers, lives, owner = _lives(graph.inputs, operators)
+    sources = {
+        op.name: (owner[op.inputs[0].name], op.axes)
+        for op in operators
+        if isinstance(op, Collective) and not op.in_place
+    }
+    alike: dict[Any, Tensor] = {}
     kinds = {name: (t.dims, t.split, t.format) for name, t in buffers.items()}
-    alike = {kind: buffers[name] for name, kind in kinds.items()}
+    for name, kind in kinds.items():
+        alike.setdefault(kind, buffers[name])
     index = {kind: i for i, kind in enumerate(alike)}
-    found: dict[Moment, Counter[int]] = {}
-    alive: Counter[int] = Counter()
-    for names, dead in _changes(lives, len(operators)):
-        alive.update(index[kinds[name]] for name in names)
-        found[tuple(sorted(alive.items()))] = alive.copy()
-        alive.subtract(index[kinds[name]] for name in dead)
-        alive = +alive
-    worst = (m for m, here in found.items() if not any(here < other for other in found.values()))
-    return tuple(alike.values()), tuple(worst)
+    guards: dict[Axes, int] = {}
+    found: dict[frozenset[Any], Counter[tuple[int, int]]] = {}
+    alive: set[str] = set()
+    for born, dead in _changes(lives, len(operators)):
+        alive.update(born)
+        moment: Counter[tuple[int, int]] = Counter()
+        for name in alive:
+            axes = _guard(name, sources, alive)
+            guard = guards.setdefault(axes, len(guards)) if axes else -1
+            moment[index[kinds[name]], guard] += 1
+        found[frozenset(moment.items())] = moment
+        alive.difference_update(dead)
+    worst = tuple(
+        tuple((i, g, count) for (i, g), count in moment.items())
+        for moment in _undominated(list(found.values()))
+    )
+    return tuple(alike.values()), tuple(guards), worst
+
+
+def _undominated(moments: list[Counter[tuple[int, int]]]) -> list[Counter[tuple[int, int]]]:
+    """The moments at which something is alive that is not at any other one."""
+    places = {key: i for i, key in enumerate({key for moment in moments for key in moment})}
+    counts = np.zeros((len(moments), len(places)), int)
+    for row, moment in zip(counts, moments, strict=True):
+        for key, count in moment.items():
+            row[places[key]] = count
+    below = np.all(counts[:, None, :] <= counts[None, :, :], axis=2)
+    np.fill_diagonal(below, val=False)
+    return [moment for moment, some in zip(moments, below, strict=True) if not some.any()]
+
+
+def _guard(name: str, sources: Mapping[str, tuple[str, Axes]], alive: set[str]) -> Axes:
+    """The axes along which a chip must not be alone for *name* to be a copy; none: it is one."""
+    axes: list[str] = []
+    while name in sources:
+        name, along = sources[name]
+        axes += along
+        if name in alive:
+            return tuple(dict.fromkeys(axes))
+    return ()
 
 
 def _shortened(graph: Graph) -> Graph:
@@ -138,27 +233,26 @@ def _shortened(graph: Graph) -> Graph:
 
 
 def _lives(
-    inputs: Sequence[Tensor], operators: Sequence[Operator], alone: frozenset[str]
-) -> tuple[dict[str, Tensor], dict[str, tuple[int, int]]]:
-    """The tensors that own memory, and the first and last operator for which each is there."""
+    inputs: Sequence[Tensor], operators: Sequence[Operator]
+) -> tuple[dict[str, Tensor], dict[str, tuple[int, int]], dict[str, str]]:
+    """The tensors that own memory, the first and last operator for which each is there, and in
+    which of them every tensor lies.
+    """
     buffers = {tensor.name: tensor for tensor in inputs}
     owner = {name: name for name in buffers}
     first = dict.fromkeys(buffers, 0)
     last: dict[str, int] = {}
     for index, operator in enumerate(operators):
         for place, tensor in enumerate(operator.outputs):
-            if _is_in_place(operator, alone):
+            if operator.in_place:
                 source = operator.activations[min(place, len(operator.activations) - 1)]
                 owner[tensor.name] = owner[source.name]
             else:
                 buffers[tensor.name], owner[tensor.name] = tensor, tensor.name
                 first[tensor.name] = last[tensor.name] = index
         last |= {owner[tensor.name]: index for tensor in operator.activations}
-    return buffers, {name: (first[name], last[name]) for name in buffers if name in last}
-
-
-def _is_in_place(operator: Operator, alone: frozenset[str]) -> bool:
-    return operator.in_place or (isinstance(operator, Collective) and alone >= {*operator.axes})
+    lives = {name: (first[name], last[name]) for name in buffers if name in last}
+    return buffers, lives, owner
 
 
 def _changes(

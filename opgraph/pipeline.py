@@ -139,14 +139,35 @@ def _tasks(pipeline: Pipeline, microbatches: int) -> Iterator[Task]:
 
 
 def step_time(
-    pieces: Sequence[Piece], pipeline: Pipeline, sizes: Sizes, machine: Machine, model: CostModel
+    pieces: Sequence[Piece],
+    pipeline: Pipeline,
+    microbatches: Number,
+    sizes: Sizes,
+    machine: Machine,
+    model: CostModel,
 ) -> Number:
-    """Seconds of a prefill, or of a round of decode steps, one of each microbatch."""
-    times = {piece: timeline.step_time(piece.graph, sizes, machine, model) for piece in pieces}
-    if pipeline.is_trivial:
+    """Seconds of a prefill, or of a round of decode steps, one of each microbatch.
+
+    Where *microbatches* is an array, *pipeline* is run for each number of them.
+    """
+    times = {
+        piece: timeline.step_time(piece.graph, sizes, machine, model)
+        for piece in dict.fromkeys(pieces)
+    }
+    if np.array_equal(microbatches, 1) and len(pieces) == 1:
         return times[pieces[0]]
     handing = [sum(cost.time for _, cost in row) for row in _sends(pieces, sizes, machine, model)]
-    return pipeline.run([times[piece] for piece in pieces], handing).time
+    compute = [times[piece] for piece in pieces]
+    if not np.ndim(microbatches):
+        return pipeline.run(compute, handing).time
+    shape = np.broadcast_shapes(*(np.shape(part) for part in (microbatches, *compute, *handing)))
+    answer = np.empty(shape)
+    counts = np.broadcast_to(microbatches, shape)
+    for count in np.unique(counts):
+        here = counts == count
+        parts = ([np.broadcast_to(t, shape)[here] for t in row] for row in (compute, handing))
+        answer[here] = replace(pipeline, microbatches=int(count)).run(*parts).time
+    return answer
 
 
 def predict(
@@ -194,6 +215,7 @@ def _repeated(event: Event, j: int, stage: str, begins: Sequence[Number], slack:
         starts=starts,
         slack=slack,
         count=event.count * len(begins),
+        rounds=len(begins),
     )
 
 

@@ -94,7 +94,7 @@ class Plan:
     microbatches: Number | None = None
     interleave: int = 1
     layers: tuple[int, ...] = ()
-    redundant_experts: int = 0
+    redundant_experts: Number = 0
     order: Axes = ("tp", "cp", "attention_dp", "pp", "dp")
 
     def __post_init__(self) -> None:
@@ -115,10 +115,9 @@ class Plan:
         if self.attention_dp is None:
             copies = as_count("attention_dp", self._copies_for_experts())
             object.__setattr__(self, "attention_dp", copies)
-        for name, least in (("interleave", 1), ("redundant_experts", 0)):
-            object.__setattr__(
-                self, name, _scalar(name, as_count(name, getattr(self, name), least))
-            )
+        more = as_count("redundant_experts", self.redundant_experts, 0)
+        object.__setattr__(self, "redundant_experts", more)
+        object.__setattr__(self, "interleave", _scalar("interleave", self.interleave))
         self._check_order()
         self._check_layers()
         self._check_experts()
@@ -197,7 +196,7 @@ class Plan:
         decodes: bool = True,
     ) -> Sizes:
         """The sizes of *numbers* under this plan, in a step that decodes or in a prefill."""
-        if self.redundant_experts:
+        if np.any(self.redundant_experts):
             more = {dim: size + self.redundant_experts for dim, size in numbers.items()
                     if dim.partition(".")[0] == "experts"}  # fmt: skip
             numbers = {**numbers, **more, "redundant": self.redundant_experts}
@@ -218,10 +217,11 @@ class Plan:
             raise SpecError(
                 f"{asked} needs {_most(self.num_chips)} chips but {platform} has {num_chips}"
             )
-        if self.redundant_experts and not any(dim.startswith("experts") for dim in numbers):
-            raise SpecError(f"redundant_experts={self.redundant_experts}: the model has no experts")
-        if np.any(np.greater(self.ep, 1)) and not any(dim.startswith("experts") for dim in numbers):
-            raise SpecError(f"ep={_most(self.ep)}: the model has no experts; leave it out")
+        if not any(dim.partition(".")[0] == "experts" for dim in numbers):
+            for name, usual in (("ep", 1), ("redundant_experts", 0)):
+                if np.any(np.not_equal(getattr(self, name), usual)):
+                    asked = f"{name}={_most(getattr(self, name))}"
+                    raise SpecError(f"{asked}: the model has no experts; leave it out")
         sizes = self.bind(numbers, {})
         for dim in numbers:
             rule = sizes.splits.get(dim.partition(".")[0])
@@ -240,7 +240,7 @@ class Plan:
             if word == "etp":
                 word = "tp × cp × attention_dp / ep"
             more = ""
-            if word == "ep" and not self.redundant_experts:
+            if word == "ep" and not np.any(self.redundant_experts):
                 more = f"; so would redundant_experts={-whole % n}"
             raise SpecError(
                 f"{word}={n} does not divide the {_most(whole)} {dim} of the model evenly; "
@@ -320,7 +320,7 @@ def _whole(value: Any) -> Any:
 def _scalar(name: str, value: Number) -> int:
     if isinstance(value, np.ndarray):
         raise SpecError(f"{name} must be one number here, not an array")
-    return int(value)
+    return int(as_count(name, value))
 
 
 def _most(value: Number) -> Number:

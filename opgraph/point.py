@@ -12,7 +12,7 @@ from hardware import Number, Platform, SpecError
 from opgraph.arithmetic import larger
 from opgraph.cost import CostModel, Host, Machine
 from opgraph.graph import Graph
-from opgraph.memory import Footprint, peak_activations
+from opgraph.memory import Footprint, Reserve, peak_activations, weight_class
 from opgraph.model import Model
 from opgraph.pipeline import Pipeline, predict, step_time
 from opgraph.plan import Plan
@@ -38,6 +38,7 @@ class Point:
     workload: Workload
     cost: CostModel
     host: Host = field(default_factory=Host)
+    reserve: Reserve = field(default_factory=Reserve)
 
     def graph(self, phase: Phase) -> Graph:
         """One chip's graph of a step; of a pipeline, those of all stages in one."""
@@ -81,7 +82,8 @@ class Point:
     def step_time(self, phase: Phase, context: Number) -> Number:
         """Seconds of one step."""
         machine = Machine(self.platform, self.plan, self.host)
-        parts = (self.pieces(phase), self.pipeline(phase))
+        count = self.plan.num_microbatches(self.workload.batch)
+        parts = (self.pieces(phase), self.pipeline(phase), count)
         return step_time(*parts, self.sizes(phase, context), machine, self.cost)
 
     def timeline(self, phase: Phase, context: Number) -> Timeline:
@@ -92,41 +94,47 @@ class Point:
 
     def footprint(self) -> Footprint:
         """Memory of the fullest chip when every sequence is at its longest."""
-        stages = range(int(self.plan.pp))
-        return reduce(Footprint.fuller, (self._stage_footprint(stage) for stage in stages))
+        prefill, decode = (self.pieces(phase) for phase in ("prefill", "decode"))
+        pp = int(self.plan.pp)
+        # what each stage has, alike ones once
+        stages = dict.fromkeys((prefill[stage::pp], decode[stage::pp]) for stage in range(pp))
+        return reduce(Footprint.fuller, (self._stage_footprint(*stage) for stage in stages))
 
-    def _stage_footprint(self, stage: int) -> Footprint:
-        """Memory of a chip of *stage*; activations of the prefill of a microbatch."""
-        full = self.sizes("decode", self.workload.context, whole=True)
+    def _stage_footprint(self, prefill: tuple[Piece, ...], decode: tuple[Piece, ...]) -> Footprint:
+        """Memory of a chip with these pieces; activations of the prefill of a microbatch."""
+        block = self.reserve.block
+        context = -(-self.workload.context // block) * block
+        full = self.sizes("decode", context, whole=True)
         prompt = self.sizes("prefill", self.workload.prompt)
-        here = slice(stage, None, int(self.plan.pp))
-        prefill, decode = (self.pieces(phase)[here] for phase in ("prefill", "decode"))
         weights = {
-            (j, tensor.name): tensor.nbytes(full) * count
+            (j, tensor.name): (weight_class(tensor, piece.graph), tensor.nbytes(full) * count)
             for pieces in (prefill, decode)
             for j, piece in enumerate(pieces)
             for tensor, count in piece.graph.tensors("weight")
         }
+        by_class: dict[str, Number] = {}
+        for name, nbytes in weights.values():
+            by_class[name] = by_class.get(name, 0.0) + nbytes
+        capacity = self.platform.chip.memory_capacity
         return Footprint(
-            weights=sum(weights.values()),
+            by_class=by_class,
             kv_cache=sum(piece.graph.nbytes("cache", full) for piece in decode),
             activations=reduce(larger, (peak_activations(p.graph, prompt) for p in prefill)),
-            capacity=self.platform.chip.memory_capacity,
+            reserved=self.reserve.share * capacity,
+            capacity=capacity,
         )
 
-    def by_structure(self) -> Iterator[tuple[Any, "Point"]]:
-        """The point in parts whose pipelines are alike, each with its place."""
-        count = self.plan.num_microbatches(self.workload.batch)
-        if not np.ndim(self.plan.pp) and not np.ndim(count):
+    def by_stages(self) -> Iterator[tuple[Any, "Point"]]:
+        """The point in parts with equally many stages, each with its place."""
+        pp = self.plan.pp
+        if not isinstance(pp, np.ndarray):
             yield (), self
             return
-        shape = np.broadcast_shapes(self.shape)
-        keys = np.stack([np.broadcast_to(part, shape) for part in (self.plan.pp, count)], axis=-1)
-        for pp, microbatches in np.unique(keys.reshape(-1, 2), axis=0):
-            place = np.all(keys == (pp, microbatches), axis=-1)
+        spread = np.broadcast_to(pp, self.shape)
+        for stages in np.unique(pp):
+            place = spread == stages
             part = self.take(place)
-            plan = replace(part.plan, pp=int(pp), microbatches=int(microbatches))
-            yield place, replace(part, plan=plan)
+            yield place, replace(part, plan=replace(part.plan, pp=int(stages)))
 
     def check(self) -> "Point":
         """The point itself, if its parts go together.
@@ -155,7 +163,7 @@ class Point:
 
     @property
     def _arrays(self) -> list[Array]:
-        parts = (self.platform, self.plan, self.workload, self.host)
+        parts = (self.platform, self.plan, self.workload, self.host, self.reserve)
         return [array for part in parts for array in _arrays(part)]
 
     def take(self, index: Any) -> "Point":
@@ -194,6 +202,7 @@ class Point:
             plan=_map(self.plan, function),
             workload=_map(self.workload, function),
             host=_map(self.host, function),
+            reserve=_map(self.reserve, function),
         )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hardware import Number, SpecError, format_quantity
+from opgraph.arithmetic import where
 from opgraph.memory import Footprint
 from opgraph.timeline import Timeline
 
@@ -74,6 +75,24 @@ class Report:
         return self.memory.fits
 
     @cached_property
+    def max_batch(self) -> Number:
+        """The most sequences whose caches fit; 0 if not even one's does."""
+        from opgraph.capacity import largest
+
+        return largest(self.point, "batch")
+
+    @cached_property
+    def max_context(self) -> Number:
+        """The most tokens that each sequence may grow to, if only its prompt were longer; 0 if
+        not even a prompt of one token fits.
+        """
+        from opgraph.capacity import largest
+
+        prompt = largest(self.point, "prompt")
+        most: Number = where(np.greater(prompt, 0), prompt + self.point.workload.output, 0)
+        return most
+
+    @cached_property
     def prefill(self) -> Timeline:
         """The timeline of the prefill step."""
         return self.point.timeline("prefill", self.point.workload.prompt)
@@ -97,7 +116,7 @@ class Report:
         if point.shape:
             raise SpecError(f"at{index}: give {len(self.point.shape)} indices")
         parts = (point.model, point.platform, point.plan, point.workload)
-        return simulate(*parts, cost=point.cost, host=point.host)
+        return simulate(*parts, cost=point.cost, host=point.host, reserve=point.reserve)
 
     @property
     def verdict(self) -> str:
@@ -134,6 +153,11 @@ class Report:
             "kv_cache_GB_per_chip": self.memory.kv_cache / giga,
             "activations_GB_per_chip": self.memory.activations / giga,
             "capacity_GB_per_chip": self.memory.capacity / giga,
+            "memory_parts_GB_per_chip": {
+                name: float(nbytes) / giga for name, nbytes in self.memory.parts.items()
+            },
+            "max_batch": int(self.max_batch),
+            "max_context": int(self.max_context),
             "fits": self.memory.fits,
             "num_chips": int(self.num_chips),
             "phases": {
@@ -158,6 +182,7 @@ class Report:
             "throughput": f"{self.throughput:.4g} tokens/s",
             "per chip": f"{self.throughput_per_chip:.4g} tokens/s",
             "memory": self.verdict,
+            "room for": f"batch {self.max_batch:,}, or context {self.max_context:,}",
             "prefill": describe_shares(self.prefill),
             "decode": describe_shares(self.decode),
         }

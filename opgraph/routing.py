@@ -1,6 +1,7 @@
 """Routing: how many rows go to the experts of a chip, and to how many of them."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -20,13 +21,13 @@ class Routing(NamedTuple):
     topk: int
     skew: Number
     parts: Number
-    redundant: int = 0
+    redundant: Number = 0
 
 
 def routing(sizes: Sizes, topk: str, experts: str, axes: Axes) -> Routing:
     """The routing of rows along *topk* to *experts*, which are split over *axes*."""
-    redundant = int(sizes.numbers.get("redundant", 0))
-    count = int(sizes[experts]) - redundant
+    redundant = sizes.numbers.get("redundant", 0)
+    count = int(np.max(sizes[experts] - redundant))
     return Routing(count, int(sizes[topk]), sizes["skew"], sizes.ways(axes), redundant)
 
 
@@ -44,6 +45,7 @@ def popularity(experts: int, topk: int, skew: float) -> NDArray[np.float64]:
     return np.concatenate([np.ones(topk), np.zeros(experts - topk)])
 
 
+@lru_cache(maxsize=256)
 def slots(experts: int, topk: int, skew: float, redundant: int) -> NDArray[np.float64]:
     """The chance of each copy of an expert to get a token's row, most popular first.
 
@@ -59,7 +61,7 @@ def slots(experts: int, topk: int, skew: float, redundant: int) -> NDArray[np.fl
 
 
 def touched_experts(
-    experts: int, topk: int, skew: Number, parts: Number, tokens: Number, redundant: int = 0
+    experts: int, topk: int, skew: Number, parts: Number, tokens: Number, redundant: Number = 0
 ) -> Number:
     """Experts that at least one of *tokens* is routed to, on the busiest of *parts* chips.
 
@@ -69,32 +71,39 @@ def touched_experts(
     busiest. *redundant* copies of experts count as experts.
     """
 
-    def touched(exponent: float, chips: float) -> Number:
-        if not exponent and not redundant:
+    def touched(exponent: float, chips: float, more: float) -> Number:
+        if not exponent and not more:
             return experts * (1 - (1 - topk / experts) ** tokens) / chips
-        chances = slots(experts, topk, exponent, redundant)[:: int(chips)]
-        return sum(1 - (1 - float(chance)) ** tokens for chance in chances)
+        chances = slots(experts, topk, exponent, int(more))[:: int(chips)]
+        some, count = np.unique(chances, return_counts=True)
+        pairs = zip(some.tolist(), count.tolist(), strict=True)
+        found: Number = sum(n * (1 - (1 - chance) ** tokens) for chance, n in pairs)
+        return found
 
-    return _by_value(skew, lambda s: _by_value(parts, lambda n: touched(s, n)))
+    return _by_values(touched, skew, parts, redundant)
 
 
-def imbalance(experts: int, topk: int, skew: Number, parts: Number, redundant: int = 0) -> Number:
+def imbalance(
+    experts: int, topk: int, skew: Number, parts: Number, redundant: Number = 0
+) -> Number:
     """How many times the mean number of rows the busiest of *parts* chips has, expected."""
 
-    def factor(exponent: float, chips: float) -> Number:
-        if not exponent and not redundant:
+    def factor(exponent: float, chips: float, more: float) -> Number:
+        if not exponent and not more:
             return 1.0
-        mine = slots(experts, topk, exponent, redundant)[:: int(chips)]
+        mine = slots(experts, topk, exponent, int(more))[:: int(chips)]
         return float(mine.sum() * chips / topk)
 
-    return _by_value(skew, lambda s: _by_value(parts, lambda n: factor(s, n)))
+    return _by_values(factor, skew, parts, redundant)
 
 
-def _by_value(keys: Number, function: Callable[[float], Number]) -> Number:
-    """*function* of each of *keys*, evaluated once for each distinct value."""
-    if not isinstance(keys, np.ndarray):
-        return function(keys)
+def _by_values(function: Callable[..., Number], *keys: Number) -> Number:
+    """*function* of each combination of *keys*, evaluated once for each that there is."""
+    if not any(isinstance(key, np.ndarray) for key in keys):
+        return function(*keys)
+    spread = np.stack(np.broadcast_arrays(*keys), axis=-1)
     answer: Number = np.zeros(())
-    for key in np.unique(keys):
-        answer = np.where(keys == key, function(float(key)), answer)
+    for one in np.unique(spread.reshape(-1, len(keys)), axis=0):
+        here = np.all(spread == one, axis=-1)
+        answer = np.where(here, function(*one.tolist()), answer)
     return answer

@@ -1,7 +1,6 @@
 """Simulate: a model on a platform under a plan and a workload."""
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -10,8 +9,9 @@ from numpy.typing import NDArray
 from hardware import Number, Platform, SpecError
 from hardware.errors import shown
 from opgraph.arithmetic import larger
+from opgraph.capacity import footprint
 from opgraph.cost import CostModel, Host, cost_model
-from opgraph.memory import Footprint
+from opgraph.memory import Reserve
 from opgraph.model import Model
 from opgraph.plan import Plan
 from opgraph.point import Point
@@ -31,7 +31,7 @@ class Modelled(Protocol):
         """The model."""
 
 
-def simulate(
+def simulate(  # noqa: PLR0913 each is a part of the question
     model: Model | Modelled,
     platform: Platform,
     plan: Plan | None = None,
@@ -39,6 +39,7 @@ def simulate(
     *,
     cost: str | CostModel = "ideal",
     host: Host | None = None,
+    reserve: Reserve | None = None,
 ) -> Report:
     """Simulate *model* on *platform*: one prefill step of all prompts, then the decode steps.
 
@@ -51,6 +52,7 @@ def simulate(
     cost : the cost model, or its name: ``ideal`` (roofline), or ``calibrated``, ``tiled``,
         ``corrected`` (kernels fitted on measurements).
     host : what the host that drives the chips costs; nothing if not given.
+    reserve : memory that is left alone and the KV cache's blocks; `Reserve()` if not given.
 
     Any number in platform, plan and workload may be an array; all broadcast, and the report's
     figures have the shape of the whole.
@@ -65,12 +67,17 @@ def simulate(
     workload = Workload() if workload is None else workload
     _check_arguments(model, platform, plan, workload)
     model = model if isinstance(model, Model) else model.to_model()
-    point = Point(model, platform, plan, workload, cost_model(cost), host or Host()).check()
+    settings = (cost_model(cost), host or Host(), reserve or Reserve())
+    return evaluate(Point(model, platform, plan, workload, *settings).check())
+
+
+def evaluate(point: Point) -> Report:
+    """The figures of a design point, or of an array of them."""
     return Report(
         point=point,
         ttft=_evaluate(point, lambda part: part.step_time("prefill", part.workload.prompt)),
         tpot=_evaluate(point, _mean_decode_time),
-        memory=_footprint(point),
+        memory=footprint(point),
     )
 
 
@@ -96,21 +103,9 @@ def _evaluate(point: Point, function: Callable[[Point], Number]) -> Number:
         return float(function(point))
     values = np.empty(point.shape)
     for place, tile in point.tiles():
-        for inside, part in tile.by_structure():
+        for inside, part in tile.by_stages():
             values[place][inside] = function(part)
     return values
-
-
-def _footprint(point: Point) -> Footprint:
-    """The memory of every point."""
-    parts = [(place, part.footprint()) for place, part in point.by_structure()]
-    if len(parts) == 1:
-        return parts[0][1]
-    whole = {field.name: np.empty(point.shape) for field in fields(Footprint)}
-    for place, footprint in parts:
-        for name, values in whole.items():
-            values[place] = getattr(footprint, name)
-    return Footprint(**whole)
 
 
 def _mean_decode_time(point: Point) -> Number:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import NamedTuple
 
 from hardware import SpecError
 from opgraph.graph import Block, Graph, renamed
@@ -167,7 +166,8 @@ class _Piece:
         return _RECEIVED + name
 
 
-class Piece(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Piece:
     """One chip's graph of a piece, and what it hands to the next one."""
 
     graph: Graph

@@ -44,6 +44,7 @@ class Event:
     algorithm, group_size : of a collective.
     low, high : seconds between which 80 % of measurements lie; None: as *time*.
     provenance : what the time rests on: ``ideal``, ``measured``, ``transferred``.
+    rounds : microbatches among the repetitions, in a pipeline.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Event:
     high: Number | None = None
     provenance: str = "ideal"
     count: int = 1
+    rounds: int = 1
 
     @property
     def is_critical(self) -> bool:
@@ -188,9 +190,13 @@ class Timeline:
         return replace(self, events=tuple(sorted(events, key=lambda event: float(event.starts[0]))))
 
     def plot(self, ax: "Axes | None" = None, *, unrolled: bool = False) -> "Axes":
-        """Draw the operators on their streams; see `plots.timeline`."""
+        """Draw the operators on their streams, or the stages of a pipeline unless *unrolled*; see
+        `plots.timeline` and `plots.lanes`.
+        """
         from opgraph import plots
 
+        if not unrolled and any(event.stream.startswith("stage ") for event in self.events):
+            return plots.lanes(self, ax)
         return plots.timeline(self, ax, unrolled=unrolled)
 
     def plot_roofline(self, ax: "Axes | None" = None) -> "Axes":

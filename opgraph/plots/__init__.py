@@ -1,4 +1,4 @@
-"""Plots: the timeline of a step, its roofline, where its time goes, and a chip's memory.
+"""Plots: the timeline of a step, its roofline, where its time goes, a chip's memory, and plans.
 
 Each draws on the Axes given, or makes a figure, and returns the Axes; none shows or saves.
 Labels are measured for the size that the Axes has then: give the figure its size first.
@@ -6,7 +6,9 @@ Labels are measured for the size that the Axes has then: give the figure its siz
 
 from opgraph.plots.bars import memory, waterfall
 from opgraph.plots.drawing import COLOURS
+from opgraph.plots.front import pareto
 from opgraph.plots.gantt import timeline
+from opgraph.plots.lanes import lanes
 from opgraph.plots.roof import roofline
 
-__all__ = ["COLOURS", "memory", "roofline", "timeline", "waterfall"]
+__all__ = ["COLOURS", "lanes", "memory", "pareto", "roofline", "timeline", "waterfall"]
