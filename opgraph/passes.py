@@ -173,7 +173,7 @@ class _Sharding:
         if gathered:
             held = {d: tuple(a for a in axes if a not in gathered)
                     for d, axes in tensor.layout.items()}  # fmt: skip
-            tensor = self._collect(tensor, "all_gather", gathered, held if moved else target)
+            tensor = self._collect(tensor, "all_gather", gathered, held)
         if moved:
             tensor = self._collect(tensor, "all_to_all", moved, target)
         return tensor.laid_out(target, tensor.partial)

@@ -198,7 +198,8 @@ def predict(
         for send, cost in sends[j]:
             event = event_of(send, "send", cost, np.asarray([done]))
             spare = larger(slack["send", j], 0.0)
-            events.append(_repeated(event, j, stage, hands, where(spare > noise, spare, 0.0)))
+            handed = _repeated(event, j, stage, hands, where(spare > noise, spare, 0.0))
+            events.append(replace(handed, stream=f"{stage} link"))
             done = done + cost.time
     first = alone[pieces[0]]
     return replace(first, events=tuple(events), time=run.time, graph=joined(pieces))

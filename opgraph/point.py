@@ -103,8 +103,9 @@ class Point:
     def _stage_footprint(self, prefill: tuple[Piece, ...], decode: tuple[Piece, ...]) -> Footprint:
         """Memory of a chip with these pieces; activations of the prefill of a microbatch."""
         block = self.reserve.block
-        context = -(-self.workload.context // block) * block
-        full = self.sizes("decode", context, whole=True)
+        full = self.sizes("decode", self.workload.context, whole=True)
+        blocks = -(-full["context"] // block)
+        full = replace(full, numbers={**full.numbers, "context": blocks * block})
         prompt = self.sizes("prefill", self.workload.prompt)
         weights = {
             (j, tensor.name): (weight_class(tensor, piece.graph), tensor.nbytes(full) * count)

@@ -56,7 +56,7 @@ def _pieces(graph: Graph, layers: Sequence[int]) -> list["_Piece"]:
     pieces = [_Piece(layers[0], graph.shared, outside)]
     for block in graph.blocks:
         if not block.layers:
-            pieces[-1].add(block, block.operators, "")
+            pieces[-1].add(block, block.operators, "", block.count)
             continue
         pieces[-1].enter(block)
         first, end = 0, len(block.layers) * block.count

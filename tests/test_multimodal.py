@@ -232,9 +232,9 @@ def test_the_prompt_of_t5_goes_to_its_encoder() -> None:
     short, long = (_simulate("t5-large", prompt=prompt) for prompt in (128, 4096))
     layers, position = 24, 2 * 16 * 64 * 2
     assert load_model("t5-large").kv_bytes_per_token == layers * position
-    # both sequences: the start token and 8 more in the decoder, the prompt in the cross cache
-    assert short.memory.kv_cache == 2 * layers * position * (8 + 1 + 128)
-    assert long.memory.kv_cache == 2 * layers * position * (8 + 1 + 4096)
+    # the start token and 8 more in the decoder, in blocks of 16; the prompt in the cross cache
+    assert short.memory.kv_cache == 2 * layers * position * (16 + 128)
+    assert long.memory.kv_cache == 2 * layers * position * (16 + 4096)
     assert long.ttft > short.ttft
     sizes = long.point.sizes("decode", 4096 + 1)
     assert (sizes["seq"], sizes["context"], sizes["source"]) == (1, 2, 4096)
@@ -243,8 +243,8 @@ def test_the_prompt_of_t5_goes_to_its_encoder() -> None:
 def test_whisper_hears_thirty_seconds_whatever_the_prompt() -> None:
     short, long = (_simulate("whisper-large-v3", prompt=prompt) for prompt in (4, 200))
     position = 2 * 20 * 64 * 2
-    assert short.memory.kv_cache == 2 * 32 * position * (1500 + 4 + 8)
-    assert long.memory.kv_cache == 2 * 32 * position * (1500 + 200 + 8)
+    assert short.memory.kv_cache == 2 * 32 * position * (1500 + 16)
+    assert long.memory.kv_cache == 2 * 32 * position * (1500 + 208)
 
 
 def test_a_tower_stays_in_16_bit_unless_asked() -> None:

@@ -103,7 +103,7 @@ def test_a_window_bounds_the_work() -> None:
     near = simulate(replace(whole, window=256), platform, workload=workload)
     far = simulate(whole, platform, workload=workload)
     assert near.ttft < far.ttft
-    assert near.memory.kv_cache == pytest.approx(far.memory.kv_cache * 256 / (16384 + 4))
+    assert near.memory.kv_cache == pytest.approx(far.memory.kv_cache * 256 / (16384 + 16))
 
 
 @pytest.mark.parametrize(
