@@ -4,12 +4,13 @@ Every number may be a NumPy array, one element for each design point. Everything
 can get wrong raises `SpecError`, whose message is one line. Knows no model and no graph.
 """
 
-from hardware.catalogue import list_platforms, load_platform
+from hardware.catalogue import list_platforms, load_platform, load_protocols
 from hardware.chip import Chip, Memory, list_chips, load_chip
-from hardware.collectives import CollectiveCost, algorithm_name, collective
+from hardware.collectives import algorithm_name, collective
 from hardware.errors import SpecError
 from hardware.level import Level, Span
-from hardware.link import Fabric, Link
+from hardware.link import Fabric, Link, Protocol
+from hardware.offers import CollectiveCost
 from hardware.placement import Group
 from hardware.platform import Platform
 from hardware.units import Number, format_quantity, parse_quantity
@@ -24,6 +25,7 @@ __all__ = [
     "Memory",
     "Number",
     "Platform",
+    "Protocol",
     "Span",
     "SpecError",
     "algorithm_name",
@@ -33,5 +35,6 @@ __all__ = [
     "list_platforms",
     "load_chip",
     "load_platform",
+    "load_protocols",
     "parse_quantity",
 ]

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hardware.arithmetic import ceil, divide, floor, larger
+from hardware.arithmetic import ceil, divide, floor, in_double, larger
 from hardware.errors import SpecError, shown
-from hardware.link import in_double
 from hardware.units import Number
 
 

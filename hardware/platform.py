@@ -9,10 +9,11 @@ import numpy as np
 
 from hardware.arithmetic import product
 from hardware.chip import Chip
-from hardware.collectives import CollectiveCost, collective, traffic_shares
+from hardware.collectives import collective, traffic_shares
 from hardware.errors import SpecError, nearest, shown
 from hardware.level import Level, Span
 from hardware.link import STRICT, Link
+from hardware.offers import CollectiveCost
 from hardware.placement import Group, Places, places, spread
 from hardware.specs import Name, Text
 from hardware.units import Number
@@ -49,22 +50,29 @@ class Platform:
         return dataclasses.replace(self, chip=self.chip.replace(**changes))
 
     def with_link(
-        self, level_name: str, bandwidth: Number | None = None, latency: Number | None = None
+        self,
+        level_name: str,
+        bandwidth: Number | None = None,
+        latency: Number | None = None,
+        **changes: Any,
     ) -> "Platform":
-        """Return this platform with another bandwidth or latency of the links of one level.
+        """Return this platform with other links at one level.
 
-        Raises SpecError if it has no such level, or the number is not one a link can have.
+        changes: hop_latency, or protocols (see `load_protocols`).
+        Raises SpecError if it has no such level, or the figure is not one a link can have.
         """
         names = [level.name for level in self.levels]
         if level_name not in names:
             raise SpecError(f"{self.name} has no level {level_name!r}{nearest(level_name, names)}")
+        given = {"bandwidth": bandwidth, "latency": latency}
+        changes |= {name: value for name, value in given.items() if value is not None}
+        known = [field.name for field in dataclasses.fields(Link)]
+        for name in changes:
+            if name not in known:
+                raise SpecError(f"a link has no {name!r} to replace{nearest(name, known)}")
         levels = list(self.levels)
         level = levels[names.index(level_name)]
-        link = dataclasses.replace(
-            level.link,
-            bandwidth=level.link.bandwidth if bandwidth is None else bandwidth,
-            latency=level.link.latency if latency is None else latency,
-        )
+        link = dataclasses.replace(level.link, **changes)
         levels[names.index(level_name)] = dataclasses.replace(level, link=link)
         return dataclasses.replace(self, levels=tuple(levels))
 

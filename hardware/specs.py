@@ -5,6 +5,7 @@ What the file may not say (an unknown or missing key, a bare number, another uni
 value no machine has) is a `SpecError` of one line that names the file and the key.
 """
 
+import math
 import re
 import tomllib
 from collections.abc import Callable, Sequence
@@ -63,6 +64,18 @@ def _quantity(unit: str) -> Callable[[object], float]:
     return convert
 
 
+def _ratio(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value < math.inf:
+        raise SpecError(f"{shown(value)} is not a number from 1 up")
+    return float(value)
+
+
+def _share(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1:
+        raise SpecError(f"{shown(value)} is not a part of 1")
+    return float(value)
+
+
 def _count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise SpecError(f"{shown(value)} is not a whole number")
@@ -113,6 +126,8 @@ BytesPerSecond: TypeAlias = Annotated[Number, Read(_quantity("B/s"))]
 FlopPerSecond: TypeAlias = Annotated[Number, Read(_quantity("FLOP/s"))]
 Watts: TypeAlias = Annotated[Number, Read(_quantity("W"))]
 Hertz: TypeAlias = Annotated[Number, Read(_quantity("Hz"))]
+Ratio: TypeAlias = Annotated[Number, Read(_ratio)]
+Share: TypeAlias = Annotated[Number, Read(_share)]
 Seconds: TypeAlias = Annotated[Number, Read(_quantity("s"))]
 
 
