@@ -13,6 +13,7 @@ from hardware.link import Fabric, Link, Protocol
 from hardware.offers import CollectiveCost
 from hardware.placement import Group
 from hardware.platform import Platform
+from hardware.tier import Tier, list_tiers, load_tier
 from hardware.units import Number, format_quantity, parse_quantity
 
 __all__ = [
@@ -28,13 +29,16 @@ __all__ = [
     "Protocol",
     "Span",
     "SpecError",
+    "Tier",
     "algorithm_name",
     "collective",
     "format_quantity",
     "list_chips",
     "list_platforms",
+    "list_tiers",
     "load_chip",
     "load_platform",
     "load_protocols",
+    "load_tier",
     "parse_quantity",
 ]

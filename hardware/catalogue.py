@@ -24,6 +24,7 @@ from hardware.specs import (
     read_table,
     read_toml,
 )
+from hardware.tier import load_tier
 
 _PLATFORMS = Path(__file__).parent / "data" / "platforms"
 _PROTOCOLS = _PLATFORMS.parent / "protocols"
@@ -90,12 +91,14 @@ def _read_count(text: str, name: str) -> int:
 
 
 def _read_platform(path: Path) -> Platform:
-    """Read a platform file, in which a chip and the links of that chip stand as names."""
+    """Read a platform file, in which a chip, its links and tiers of memory stand as names."""
     table = read_toml(path)
     if isinstance(table.get("chip"), str):
         table["chip"] = chip = load_chip(_chip_file(path, table["chip"]))
         for level in _tables(table.get("levels")):
             level["link"] = _named_link(chip, level.get("link"), path.name)
+        if isinstance(table.get("tiers"), list):
+            table["tiers"] = [_named_tier(path, tier) for tier in table["tiers"]]
         if "scale_out" in table:
             table["scale_out"] = _named_link(chip, table["scale_out"], path.name)
     return read_table(table, Platform, where=path.name)
@@ -110,6 +113,11 @@ def _tables(value: Any) -> list[dict[str, Any]]:
 def _chip_file(platform: Path, name: str) -> str:
     """Return a chip file that lies beside its platform, or a catalogue name as it is."""
     return str(platform.parent / check_name(name)) if name.endswith(".toml") else name
+
+
+def _named_tier(platform: Path, tier: object) -> object:
+    """Return the tier that a platform names: of the catalogue, or in a file beside it."""
+    return load_tier(_chip_file(platform, tier)) if isinstance(tier, str) else tier
 
 
 def _named_link(chip: Chip, value: object, where: str) -> object:

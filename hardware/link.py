@@ -8,7 +8,7 @@ import numpy as np
 
 from hardware.arithmetic import in_double
 from hardware.errors import SpecError, shown
-from hardware.specs import BytesPerSecond, Count, Flag, Seconds, Share, Text, one_of
+from hardware.specs import BytesPerSecond, Count, Flag, JoulesPerByte, Seconds, Share, Text, one_of
 from hardware.topology import TOPOLOGIES
 from hardware.units import Number
 
@@ -81,7 +81,8 @@ class Link:
     latency_source says where it is from. hop_latency: what each further switch or chip that
     a message passes adds; None where chips store and forward, at a latency each.
     protocols: what a library makes of the link; the fastest is taken, and without any the
-    link is ideal.
+    link is ideal. energy, hop_energy: joules per byte of the two ends and what is between
+    them, and of each further switch; None where unknown.
     """
 
     bandwidth: BytesPerSecond
@@ -89,12 +90,19 @@ class Link:
     latency_source: str = ""
     hop_latency: Seconds | None = None
     protocols: tuple[Protocol, ...] = ()
+    energy: JoulesPerByte | None = None
+    hop_energy: JoulesPerByte | None = None
 
     __pydantic_config__: ClassVar = STRICT
 
     def __post_init__(self) -> None:
-        check_positive("a link", bandwidth=self.bandwidth)
-        check_not_negative("a link", latency=self.latency, hop_latency=self.hop_latency)
+        check_positive("a link", bandwidth=self.bandwidth, energy=self.energy)
+        check_not_negative(
+            "a link",
+            latency=self.latency,
+            hop_latency=self.hop_latency,
+            hop_energy=self.hop_energy,
+        )
         widen(self)
 
     @functools.cached_property

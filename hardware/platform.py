@@ -16,6 +16,7 @@ from hardware.link import STRICT, Link
 from hardware.offers import CollectiveCost
 from hardware.placement import Group, Places, places, spread
 from hardware.specs import Name, Text
+from hardware.tier import Tier
 from hardware.units import Number
 
 
@@ -24,7 +25,8 @@ class Platform:
     """Equal chips joined by nested levels of links, innermost first.
 
     scale_out is what each chip has to leave the platform, None if there is no such
-    network. Raises SpecError if two levels share a name.
+    network. tiers: memory beyond the chips' own, nearest first.
+    Raises SpecError if two levels or two tiers share a name.
     """
 
     name: Name
@@ -32,6 +34,7 @@ class Platform:
     chip: Chip
     levels: tuple[Level, ...]
     scale_out: Link | None = None
+    tiers: tuple[Tier, ...] = ()
 
     __pydantic_config__: ClassVar = STRICT
 
@@ -39,11 +42,26 @@ class Platform:
         names = [level.name for level in self.levels]
         if len(set(names)) < len(names):
             raise SpecError(f"levels of {self.name} need different names: {', '.join(names)}")
+        names = [tier.name for tier in self.tiers]
+        if len(set(names)) < len(names):
+            raise SpecError(f"tiers of {self.name} need different names: {', '.join(names)}")
 
     @property
     def num_chips(self) -> int:
         """Chips in the whole platform."""
         return math.prod(level.size for level in self.levels)
+
+    def tier(self, name: str) -> Tier:
+        """Return the tier of memory called *name*; SpecError with those there are if none is."""
+        for tier in self.tiers:
+            if tier.name == name:
+                return tier
+        known = nearest(name, [tier.name for tier in self.tiers])
+        raise SpecError(f"{self.name} has no tier {shown(name)}{known}")
+
+    def with_tier(self, tier: Tier) -> "Platform":
+        """Return this platform with one more tier of memory, farther than those it has."""
+        return dataclasses.replace(self, tiers=(*self.tiers, tier))
 
     def with_chip(self, **changes: Any) -> "Platform":
         """Return this platform with other chip figures, named as in `Chip.replace`."""

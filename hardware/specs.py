@@ -33,6 +33,7 @@ PLAUSIBLE = {
     "FLOP/s": (1.0, 1e21),
     "W": (1e-6, 1e8),
     "Hz": (1.0, 1e13),
+    "J/B": (1e-15, 1e-3),
     "s": (0.0, 1.0),  # zero: an ideal link is a fair question
 }
 
@@ -126,6 +127,7 @@ BytesPerSecond: TypeAlias = Annotated[Number, Read(_quantity("B/s"))]
 FlopPerSecond: TypeAlias = Annotated[Number, Read(_quantity("FLOP/s"))]
 Watts: TypeAlias = Annotated[Number, Read(_quantity("W"))]
 Hertz: TypeAlias = Annotated[Number, Read(_quantity("Hz"))]
+JoulesPerByte: TypeAlias = Annotated[Number, Read(_quantity("J/B"))]
 Ratio: TypeAlias = Annotated[Number, Read(_ratio)]
 Share: TypeAlias = Annotated[Number, Read(_share)]
 Seconds: TypeAlias = Annotated[Number, Read(_quantity("s"))]
