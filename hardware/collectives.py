@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hardware.algorithms import ALGORITHMS
-from hardware.arithmetic import ceil, floor, larger, nearest_whole, product
+from hardware.arithmetic import ceil, floor, larger, nearest_whole, product, where
 from hardware.errors import SpecError, nearest, shown
 from hardware.level import Span
 from hardware.offers import CollectiveCost, choose, fastest, offers
@@ -70,7 +70,9 @@ def _best(kind: str, nbytes: Number, spans: Sequence[Span]) -> CollectiveCost:
             found.append(_straight(nbytes, spans))
     best = fastest(found)
     if within and isinstance(outermost.ways, np.ndarray):  # an element may not reach so far
-        best = choose(outermost.ways > 1, best, _best(kind, nbytes, within))
+        reaches = outermost.ways > 1
+        nearer = [span._replace(ways=where(reaches, 1, span.ways)) for span in within]
+        best = choose(reaches, best, _best(kind, nbytes, nearer))
     return best
 
 

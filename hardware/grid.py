@@ -103,7 +103,7 @@ def nearest_member(found: Box) -> Number:
 def _box(n: float, shape: tuple[int, ...], wraps: bool, apart: float) -> Box:
     """Most links busy, then fewest hops."""
     blocks = [tuple(1 for _ in shape)]
-    if apart > 1:
+    if n > 1 and apart > 1:
         blocks = sorted(_boxes(apart, shape), key=lambda sides: _worth(_lying(sides, shape, wraps)))
         blocks = blocks or [_hull(apart, shape)]
     for block in blocks:

@@ -34,6 +34,14 @@ class Group:
             if not _counts(value):
                 sizes = f"{shown(self.size)} chips with stride {shown(self.stride)}"
                 raise SpecError(f"a group of {sizes} is none; use numbers from 1 up")
+        shapes = [np.shape(value) for value in (self.size, self.stride)]
+        if all(shapes):
+            try:
+                np.broadcast_shapes(*shapes)
+            except ValueError:
+                raise SpecError(
+                    f"sizes of shape {shapes[0]} and strides of shape {shapes[1]} do not broadcast"
+                ) from None
 
 
 class Places(NamedTuple):

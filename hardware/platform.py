@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from hardware.placement import Group, Places, places, spread
 from hardware.specs import Name, Text
 from hardware.tier import Tier
 from hardware.units import Number
+
+Spec = TypeVar("Spec", Link, Level)
 
 
 @dataclass(frozen=True)
@@ -79,20 +81,29 @@ class Platform:
         changes: hop_latency, or protocols (see `load_protocols`).
         Raises SpecError if it has no such level, or the figure is not one a link can have.
         """
-        names = [level.name for level in self.levels]
-        if level_name not in names:
-            raise SpecError(f"{self.name} has no level {level_name!r}{nearest(level_name, names)}")
         given = {"bandwidth": bandwidth, "latency": latency}
         changes |= {name: value for name, value in given.items() if value is not None}
-        known = [field.name for field in dataclasses.fields(Link)]
-        for name in changes:
-            if name not in known:
-                raise SpecError(f"a link has no {name!r} to replace{nearest(name, known)}")
-        levels = list(self.levels)
-        level = levels[names.index(level_name)]
-        link = dataclasses.replace(level.link, **changes)
-        levels[names.index(level_name)] = dataclasses.replace(level, link=link)
-        return dataclasses.replace(self, levels=tuple(levels))
+        link = _changed(self._level(level_name).link, "link", changes)
+        return self.with_level(level_name, link=link)
+
+    def with_level(self, level_name: str, **changes: Any) -> "Platform":
+        """Return this platform with one level wired in another way.
+
+        changes: topology, shape, oversubscription, reconfiguration, in_switch_reduction,
+        size or link. Raises SpecError if it has no such level, or no level can be like that.
+        """
+        old = self._level(level_name)
+        new = _changed(old, "level", changes)
+        return dataclasses.replace(
+            self, levels=tuple(new if level is old else level for level in self.levels)
+        )
+
+    def _level(self, name: str) -> Level:
+        for level in self.levels:
+            if level.name == name:
+                return level
+        known = nearest(name, [level.name for level in self.levels])
+        raise SpecError(f"{self.name} has no level {name!r}{known}")
 
     def replicate(self, n: int) -> "Platform":
         """Return *n* of this platform, joined over scale_out by a switch level "cluster".
@@ -147,7 +158,7 @@ class Platform:
         buffer of one chip. group: a placed `Group`, or a number of neighbouring chips.
         sharing: how many such collectives the links carry at once. Everything but the kind
         may be an array; the fastest way is chosen for each element.
-        Raises SpecError for an unknown kind and a group that does not fit.
+        Raises SpecError for an unknown kind, bytes below 0 and a group that does not fit.
 
         >>> from hardware import Group, load_platform
         >>> nodes = load_platform("dgx-h100:4")
@@ -156,6 +167,8 @@ class Platform:
         >>> bool(across.time > inside.time)
         True
         """
+        if not np.all(np.greater_equal(nbytes, 0)):
+            raise SpecError(f"a buffer of {shown(nbytes)} bytes is none; use numbers from 0 up")
         placed = group if isinstance(group, Group) else Group(group)
         return collective(kind, nbytes, self.spans(placed.size, placed.stride), sharing)
 
@@ -191,6 +204,15 @@ class Platform:
         else:
             return found
         raise SpecError(f"{_described(group)} does not fit {self.name}, {has}")
+
+
+def _changed(spec: Spec, kind: str, changes: dict[str, Any]) -> Spec:
+    """Return a link or level with other figures."""
+    known = [field.name for field in dataclasses.fields(spec)]
+    for name in changes:
+        if name not in known:
+            raise SpecError(f"a {kind} has no {name!r} to replace{nearest(name, known)}")
+    return dataclasses.replace(spec, **changes)
 
 
 def _described(group: Group) -> str:

@@ -171,3 +171,16 @@ def test_blocks_that_lie_whole_in_nodes_need_room():
         two.group(5, 3)
     with pytest.raises(SpecError, match="does not fit cluster, which has 192"):
         CLUSTER.collective("all_reduce", 1e6, Group(2, 192))
+
+
+@pytest.mark.parametrize("nbytes", [-1.0, math.nan, np.array([1.0, -1.0])])
+def test_a_buffer_of_none(nbytes):
+    with pytest.raises(SpecError, match="bytes is none; use numbers from 0 up"):
+        CLUSTER.collective("all_reduce", nbytes, 8)
+
+
+def test_sizes_and_strides_that_do_not_broadcast():
+    with pytest.raises(
+        SpecError, match=r"sizes of shape \(2,\) and strides of shape \(3,\) do not"
+    ):
+        Group(np.array([1, 2]), np.array([1, 2, 4]))
