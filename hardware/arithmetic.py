@@ -32,6 +32,11 @@ def where(condition: Any, a: Number, b: Number) -> Number:
     return a if condition else b
 
 
+def always(condition: Any) -> bool:
+    """Whether it holds, for every element if there are any."""
+    return bool(condition.all()) if isinstance(condition, np.ndarray) else bool(condition)
+
+
 def product(factors: Sequence[Number]) -> Number:
     """Multiply; nothing makes 1."""
     return functools.reduce(operator.mul, factors, 1)

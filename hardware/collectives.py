@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hardware.algorithms import ALGORITHMS
-from hardware.arithmetic import ceil, floor, larger, nearest_whole, product, where
+from hardware.arithmetic import always, ceil, floor, larger, nearest_whole, product, where
 from hardware.errors import SpecError, nearest, shown
 from hardware.level import Span
 from hardware.offers import CollectiveCost, choose, fastest, offers
@@ -47,7 +47,7 @@ def collective(
     """
     if kind not in ALGORITHMS:
         raise SpecError(f"unknown collective {kind!r}{nearest(kind, ALGORITHMS)}")
-    if not np.all(np.greater_equal(sharing, 1)):
+    if not always(sharing >= 1):
         raise SpecError(f"{shown(sharing)} collectives cannot share a link; use numbers from 1 up")
     if not spans:
         zero = nbytes * 0.0

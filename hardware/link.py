@@ -106,9 +106,14 @@ class Link:
         widen(self)
 
     @functools.cached_property
-    def spoken(self) -> tuple[Protocol, ...]:
-        """The protocols, or the one of an ideal link, which has no name."""
-        return self.protocols or (Protocol("", 0.0, self.latency, 1.0),)
+    def spoken(self) -> tuple[tuple[str, Number, Number, Number], ...]:
+        """What follows an algorithm's name, start, step and efficiency of each protocol.
+
+        An ideal link has one, without a name.
+        """
+        if not self.protocols:
+            return (("", 0.0, self.latency, 1.0),)
+        return tuple((f"/{p.name}", p.start, p.step, p.efficiency) for p in self.protocols)
 
     @property
     def passing(self) -> Number:

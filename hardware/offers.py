@@ -14,6 +14,7 @@ import numpy as np
 
 from hardware.algorithms import ALGORITHMS, Algorithm
 from hardware.level import Level, Span
+from hardware.topology import TOPOLOGIES
 from hardware.units import Number
 
 
@@ -48,8 +49,10 @@ def offers(
     level, n, apart = span
     layout = level.layout(n, apart)
     members = layout.members if chips is None else chips
+    topology = TOPOLOGIES[level.topology]
+    sends = nbytes > 0
     found = []
-    for algorithm in applicable(kind, level.family, level.in_switch_reduction):
+    for algorithm in applicable(kind, topology.family, level.in_switch_reduction):
         allowed = algorithm.allows(n if chips is None else chips)
         if partners is not None:
             allowed = algorithm.allows(partners + 1) & (not algorithm.forwards)
@@ -57,28 +60,26 @@ def offers(
             continue
         steps, volume, *hops = algorithm.cost(nbytes, members)
         messages = steps if partners is None or not algorithm.step_per_partner else partners
-        passed: Number = sum(hops) + messages * layout.hops
-        waits = _waits(algorithm, level, messages, passed)
+        wait: Number = 0.0
+        if hops or topology.passes or topology.rewires:
+            wait = _wait(algorithm, level, messages, sum(hops) + messages * layout.hops)
         rate = level.link.bandwidth * getattr(layout, algorithm.reach)
-        for protocol in level.link.spoken:
-            start = protocol.start * (messages > 0)
-            latency = (start + messages * protocol.step + waits) * (nbytes > 0)
-            bandwidth = volume / (rate * protocol.efficiency)
-            name = f"{algorithm.name}/{protocol.name}" if protocol.name else algorithm.name
-            cost = CollectiveCost(latency + bandwidth, latency, bandwidth, volume, 0, (name,))
-            found.append(_only_where(cost, allowed))
+        for name, start, step, efficiency in level.link.spoken:
+            latency = (messages * step + start * (messages > 0) + wait) * sends
+            bandwidth = volume / (rate * efficiency)
+            names = (algorithm.name + name,)
+            cost = CollectiveCost(latency + bandwidth, latency, bandwidth, volume, 0, names)
+            found.append(cost if allowed is True else _only_where(cost, allowed))
     return found
 
 
-def _waits(algorithm: Algorithm, level: Level, steps: Number, hops: Number) -> Number:
+def _wait(algorithm: Algorithm, level: Level, steps: Number, hops: Number) -> Number:
     """What messages wait on their way, for switches and chips to pass and circuits to change."""
-    waits: Number = 0.0
-    if isinstance(hops, np.ndarray) or hops:
-        waits = hops * level.link.passing
+    wait: Number = hops * level.link.passing
     if level.reconfiguration is not None:
         changes = 1.0 * (steps > 0) if algorithm.steady else steps
-        waits = waits + changes * level.reconfiguration
-    return waits
+        wait = wait + changes * level.reconfiguration
+    return wait
 
 
 @functools.cache
@@ -92,7 +93,7 @@ def applicable(kind: str, family: str, in_switch: bool) -> tuple[Algorithm, ...]
 
 def _only_where(cost: CollectiveCost, allowed: Any) -> CollectiveCost:
     """Make a cost infinite where an algorithm does not apply."""
-    if allowed is True or np.all(allowed):
+    if np.all(allowed):
         return cost
     return cost._replace(time=np.where(allowed, cost.time, math.inf))
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from hardware.arithmetic import product
+from hardware.arithmetic import always, product
 from hardware.chip import Chip
 from hardware.collectives import collective, traffic_shares
 from hardware.errors import SpecError, nearest, shown
@@ -167,7 +167,7 @@ class Platform:
         >>> bool(across.time > inside.time)
         True
         """
-        if not np.all(np.greater_equal(nbytes, 0)):
+        if not always(nbytes >= 0):
             raise SpecError(f"a buffer of {shown(nbytes)} bytes is none; use numbers from 0 up")
         placed = group if isinstance(group, Group) else Group(group)
         return collective(kind, nbytes, self.spans(placed.size, placed.stride), sharing)
@@ -193,9 +193,9 @@ class Platform:
         """Return where blocks of a group's stride fit; SpecError if there is no room for all."""
         found = places([level.size for level in self.levels], group.stride)
         room = product([place.room for place in found])
-        if np.any(np.greater(group.size * group.stride, self.num_chips)):
+        if not always(group.size * group.stride <= self.num_chips):
             has = f"which has {self.num_chips}"
-        elif np.any(np.greater(group.size, room)):
+        elif not always(group.size <= room):
             sizes = " × ".join(str(level.size) for level in self.levels)
             has = (
                 f"whose levels of {sizes} have room for {shown(room)} blocks of "
