@@ -22,12 +22,15 @@ class Group:
     """Chips that work together: *size* of them, each *stride* chips after the last.
 
     With tp inside a node and pp over nodes, Plan(tp=8, pp=4) has the groups Group(8) and
-    Group(4, stride=8). Both may be arrays, one element for each design point, and then
-    broadcast. Raises SpecError for numbers that are not whole or below 1.
+    Group(4, stride=8). outer: the same again so many times, along an axis laid further out,
+    where axes between the two do not belong to the group; see `along`. All may be arrays,
+    one element for each design point, and then broadcast.
+    Raises SpecError for numbers that are not whole or below 1, and arrays that do not fit.
     """
 
     size: Number
     stride: Number = 1
+    outer: "Group | None" = None
 
     def __post_init__(self) -> None:
         for value in (self.size, self.stride):
@@ -42,6 +45,23 @@ class Group:
                 raise SpecError(
                     f"sizes of shape {shapes[0]} and strides of shape {shapes[1]} do not broadcast"
                 ) from None
+
+    @classmethod
+    def along(cls, axes: Sequence[tuple[Number, Number]]) -> "Group":
+        """Return the group along several axes of a plan: size and stride of each, innermost first.
+
+        >>> Group.along([(2, 1), (4, 8)]).axes
+        ((2, 1), (4, 8))
+        """
+        outer: Group | None = None
+        for size, stride in reversed(axes):
+            outer = cls(size, stride, outer)
+        return outer or cls(1)
+
+    @property
+    def axes(self) -> tuple[tuple[Number, Number], ...]:
+        """Size and stride along each axis, innermost first."""
+        return ((self.size, self.stride), *(self.outer.axes if self.outer else ()))
 
 
 class Places(NamedTuple):

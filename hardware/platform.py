@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from hardware.arithmetic import always, product
+from hardware.arithmetic import always, floor, larger, product, where
 from hardware.chip import Chip
 from hardware.collectives import collective, traffic_shares
 from hardware.errors import SpecError, nearest, shown
@@ -130,23 +130,42 @@ class Platform:
         6 on each node. See `placement` for the rule. Arrays broadcast.
         Raises SpecError if the group does not fit.
         """
-        group = Group(size, stride)
-        return spread(group.size, self._places(group))
+        return tuple(ways for ways, _ in self._lay(Group(size, stride)))
 
     def spans(self, group_size: Number, stride: Number = 1) -> tuple[Span, ...]:
-        """Return how a group of chips lies over the levels that it reaches over.
+        """Return how so many chips, each *stride* after the last, lie over the levels.
 
-        Like `group`, which see, without the levels at which it has one member: 16 chips on
-        nodes of 8 give (node, 8) and (cluster, 2); 8 chips with stride 8 give (cluster, 8).
+        See `place`: 16 chips on nodes of 8 give (node, 8) and (cluster, 2); 8 chips with
+        stride 8 give (cluster, 8). Raises SpecError if the group does not fit.
+        """
+        return self.place(Group(group_size, stride))
+
+    def place(self, group: Group) -> tuple[Span, ...]:
+        """Return the levels that a group reaches over, innermost first, for `collective`.
+
+        Like `group`, without the levels at which it has one member.
         Raises SpecError if the group does not fit.
         """
-        group = Group(group_size, stride)
-        found = self._places(group)
         return tuple(
-            Span(level, way, place.apart)
-            for level, way, place in zip(self.levels, spread(group.size, found), found, strict=True)
-            if (way > 1 if isinstance(way, int | float) else np.any(way > 1))
+            Span(level, ways, apart)
+            for level, (ways, apart) in zip(self.levels, self._lay(group), strict=True)
+            if (ways > 1 if isinstance(ways, int | float) else np.any(ways > 1))
         )
+
+    def _lay(self, group: Group) -> list[tuple[Number, Number]]:
+        """Return members at each level, and how far they are apart on average."""
+        first, *others = group.axes
+        found = self._places(*first)
+        laid = [
+            (ways, place.apart) for ways, place in zip(spread(first[0], found), found, strict=True)
+        ]
+        for size, stride in others:
+            found = self._places(size, stride)
+            for i, (more, place) in enumerate(zip(spread(size, found), found, strict=True)):
+                ways, apart = laid[i]
+                whole = larger(floor(place.apart / ways), 1)
+                laid[i] = ways * more, where(more > 1, whole, apart)
+        return laid
 
     def collective(
         self, kind: str, nbytes: Number, group: Group | Number, sharing: Number = 1
@@ -170,7 +189,7 @@ class Platform:
         if not always(nbytes >= 0):
             raise SpecError(f"a buffer of {shown(nbytes)} bytes is none; use numbers from 0 up")
         placed = group if isinstance(group, Group) else Group(group)
-        return collective(kind, nbytes, self.spans(placed.size, placed.stride), sharing)
+        return collective(kind, nbytes, self.place(placed), sharing)
 
     def send(self, nbytes: Number, distance: Number = 1, sharing: Number = 1) -> CollectiveCost:
         """Return the cost of one message between two chips that are *distance* apart.
@@ -187,23 +206,23 @@ class Platform:
         group lies unevenly, each level has what its busiest chip sends.
         """
         placed = group if isinstance(group, Group) else Group(group)
-        return traffic_shares(self.group(placed.size, placed.stride))
+        return traffic_shares([ways for ways, _ in self._lay(placed)])
 
-    def _places(self, group: Group) -> tuple[Places, ...]:
-        """Return where blocks of a group's stride fit; SpecError if there is no room for all."""
-        found = places([level.size for level in self.levels], group.stride)
+    def _places(self, size: Number, stride: Number) -> tuple[Places, ...]:
+        """Return where blocks of *stride* chips fit; SpecError if there is no room for all."""
+        found = places([level.size for level in self.levels], stride)
         room = product([place.room for place in found])
-        if not always(group.size * group.stride <= self.num_chips):
+        if not always(size * stride <= self.num_chips):
             has = f"which has {self.num_chips}"
-        elif not always(group.size <= room):
+        elif not always(size <= room):
             sizes = " × ".join(str(level.size) for level in self.levels)
             has = (
                 f"whose levels of {sizes} have room for {shown(room)} blocks of "
-                f"{shown(group.stride)} chips that lie whole inside"
+                f"{shown(stride)} chips that lie whole inside"
             )
         else:
             return found
-        raise SpecError(f"{_described(group)} does not fit {self.name}, {has}")
+        raise SpecError(f"{_described(size, stride)} does not fit {self.name}, {has}")
 
 
 def _changed(spec: Spec, kind: str, changes: dict[str, Any]) -> Spec:
@@ -215,7 +234,7 @@ def _changed(spec: Spec, kind: str, changes: dict[str, Any]) -> Spec:
     return dataclasses.replace(spec, **changes)
 
 
-def _described(group: Group) -> str:
-    size, step = (int(np.max(value)) for value in (group.size, group.stride))
+def _described(size: Number, stride: Number) -> str:
+    largest, step = (int(np.max(value)) for value in (size, stride))
     every = f" with stride {step}" if step > 1 else ""
-    return f"a group of {size} chips{every}"
+    return f"a group of {largest} chips{every}"
