@@ -4,6 +4,7 @@ An algorithm is one pure function from the buffer size and the number of chips t
 
     steps     messages sent one after the other, each of which costs a latency
     volume    bytes per chip on its links, in the busier direction
+    hops      in a grid: chips that messages pass on their way, one after the other
 
 nbytes is the whole buffer of one chip: the input of an all-reduce or reduce-scatter, the
 result of an all-gather, what a chip holds to exchange in an all-to-all with its own part,
@@ -26,6 +27,7 @@ Bruck: J. Bruck et al., "Efficient algorithms for all-to-all communications in m
 message-passing systems", IEEE TPDS 8(11), 1997.
 Jain: N. Jain, Y. Sabharwal, "Optimal bucket algorithms for large MPI collectives on torus
 interconnects", ICS 2010.
+Dally: W. Dally, B. Towles, "Principles and Practices of Interconnection Networks", 2004.
 Klenk: B. Klenk et al., "An in-network architecture for accelerating shared-memory
 multiprocessor collectives", ISCA 2020.
 """
@@ -33,14 +35,14 @@ multiprocessor collectives", ISCA 2020.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from hardware.arithmetic import floor, is_power_of_two, larger, log2_up, product
+from hardware.arithmetic import ceil, is_power_of_two, log2_up, product
+from hardware.grid import Box, line_steps, nearest_member
 from hardware.units import Number
-from hardware.wiring import Sides
 
-Cost: TypeAlias = tuple[Number, Number]
-"""Steps, and volume in bytes."""
+Cost: TypeAlias = tuple[Number, Number] | tuple[Number, Number, Number]
+"""Steps, volume in bytes, and hops if the algorithm knows them."""
 
 
 # Every one of n chips reaches every other: a switch, or links between all pairs.
@@ -54,6 +56,16 @@ def ring_gather(nbytes: Number, n: Number) -> Cost:
 def ring_all_reduce(nbytes: Number, n: Number) -> Cost:
     """Reduce-scatter, then all-gather on a ring: the least volume possible (Patarasuk)."""
     return 2 * (n - 1), 2 * nbytes * (n - 1) / n
+
+
+def bidirectional_gather(nbytes: Number, n: Number) -> Cost:
+    """Every chip passes parts on both ways round a ring, until they meet (Chan)."""
+    return ceil((n - 1) / 2), nbytes * (n - 1) / n
+
+
+def bidirectional_all_reduce(nbytes: Number, n: Number) -> Cost:
+    """Reduce-scatter, then all-gather, both ways round a ring."""
+    return 2 * ceil((n - 1) / 2), 2 * nbytes * (n - 1) / n
 
 
 def doubling_gather(nbytes: Number, n: Number) -> Cost:
@@ -129,65 +141,78 @@ def send(nbytes: Number, n: Number) -> Cost:
     return 1.0 * (n > 1), nbytes * (n > 1)
 
 
+def chain_broadcast(nbytes: Number, n: Number) -> Cost:
+    """Pass the message on from each to the next, pipelined (Chan)."""
+    return n - 1, nbytes * (n > 1)
+
+
 # Links to neighbours only: a ring, mesh or torus. The buffer is cut in as many parts as
 # there are dimensions, and each part takes them in another order, so that all links are
 # busy (Jain).
 
-_AVERAGE_ARC = 4  # of a ring: two ways round are at most a half and on average a quarter
+
+def grid_gather(nbytes: Number, box: Box) -> Cost:
+    """All-gather or reduce-scatter along one dimension after the other, both ways (Jain)."""
+    steps, hops = line_steps(box)
+    return steps, _gathered(nbytes, box), hops
 
 
-def grid_gather(nbytes: Number, sides: Sides) -> Cost:
-    """All-gather or reduce-scatter along one dimension after the other."""
-    n = product(sides)
-    return _hops(sides), nbytes * (n - 1) / n
+def _gathered(nbytes: Number, box: Box) -> Number:
+    n = product(box.sides)
+    return nbytes * (n - 1) / n
 
 
-def grid_all_reduce(nbytes: Number, sides: Sides) -> Cost:
+def grid_all_reduce(nbytes: Number, box: Box) -> Cost:
     """Reduce-scatter, then all-gather along one dimension after the other."""
-    n = product(sides)
-    return 2 * _hops(sides), 2 * nbytes * (n - 1) / n
+    steps, hops = line_steps(box)
+    return 2 * steps, 2 * _gathered(nbytes, box), 2 * hops
 
 
-def grid_broadcast(nbytes: Number, sides: Sides) -> Cost:
-    """Pass the message on along one dimension after the other, pipelined."""
-    return _hops(sides), nbytes * (product(sides) > 1)
-
-
-def grid_all_to_all(nbytes: Number, sides: Sides) -> Cost:
-    """Route every part along one dimension after the other, both ways round.
-
-    On a ring of k a byte crosses k/4 links on average; the longest side sets the pace of
-    all dimensions in use. An open line takes twice that: half of its links do the work.
+def grid_broadcast(nbytes: Number, box: Box) -> Cost:
+    """Pass the message on along one dimension after the other, pipelined; two halves of it
+    go round a ring each its way.
     """
-    used: Number = 0
-    longest: Number = 1
-    for side in sides:
-        used, longest = used + (side > 1), larger(longest, side)
-    links_crossed = longest / _AVERAGE_ARC
-    return sum(floor(side / 2) for side in sides), nbytes * used * links_crossed
+    steps, hops = line_steps(box, both_ways=False)
+    return steps, nbytes * (product(box.sides) > 1), hops
 
 
-def grid_send(nbytes: Number, sides: Sides) -> Cost:
-    """One message to a neighbour."""
-    return send(nbytes, product(sides))
+def grid_all_to_all(nbytes: Number, box: Box) -> Cost:
+    """Route every part along one dimension after the other, both ways round (Dally, 3.3).
+
+    A byte crosses k/4 links of a ring of k on average: two ways round are at most a half.
+    """
+    steps, hops = line_steps(box)
+    return steps, nbytes * sum(side * (side > 1) for side in box.sides) / _AVERAGE_ARC, hops
+
+
+def grid_send(nbytes: Number, box: Box) -> Cost:
+    """One message to the nearest member."""
+    alone = product(box.sides) > 1
+    return 1.0 * alone, nbytes * alone, nearest_member(box) - 1
+
+
+_AVERAGE_ARC = 4  # of a ring: two ways round are at most a half and on average a quarter
 
 
 @dataclass(frozen=True, slots=True)
 class Algorithm:
     """One line of the registry: a cost function, and where the algorithm works.
 
-    largest: the most chips it is used for. one_link: it uses one link of a chip, where
-    the wiring gives a chip several. step_per_partner: a chip sends to one other after the
-    other. forwards: chips pass on what is for others, so it needs equal members.
+    families: of topologies. reach: whom a chip sends to at a time: "near", the next member,
+    all in one direction; "far", members anywhere; "one", over one of its links.
+    steady: always to the same one.
+    largest: the most chips it is used for. step_per_partner: a step for each chip it sends
+    to. forwards: chips pass on what is for others, so it needs equal members.
     """
 
     name: str
-    cost: Callable[[Number, Any], Cost]
-    topologies: frozenset[str]
+    cost: Callable[[Number, Any], tuple[Number, ...]]
+    families: frozenset[str]
+    reach: Literal["near", "far", "one"] = "far"
+    steady: bool = False
     power_of_two: bool = False
     in_switch: bool = False
     largest: float = math.inf
-    one_link: bool = False
     step_per_partner: bool = False
     forwards: bool = False
 
@@ -197,50 +222,59 @@ class Algorithm:
         return fits & is_power_of_two(n) if self.power_of_two else fits
 
 
-SWITCH = frozenset({"switch"})
-PAIRS = frozenset({"switch", "full"})
-GRID = frozenset({"ring", "mesh", "torus"})
+SWITCHED = frozenset({"switched"})
+PAIRS = frozenset({"switched", "full"})
+CIRCUITS = frozenset({"circuits"})
+EXCHANGES = SWITCHED | CIRCUITS
+ANY = PAIRS | CIRCUITS
+RING = frozenset({"ring"})
+GRID = frozenset({"grid"})
 
 DIRECT_CHIPS = 72
 """The largest domain sold in which every chip can write to every other (GB200 NVL72)."""
 
-_RING_GATHER = Algorithm("ring", ring_gather, PAIRS)
-_DOUBLING_GATHER = Algorithm("halving-doubling", doubling_gather, SWITCH, power_of_two=True)
-_DIRECT_GATHER = Algorithm("direct", direct_gather, PAIRS, largest=DIRECT_CHIPS)
-_GRID_GATHER = Algorithm("ring", grid_gather, GRID)
+_GATHERS = (
+    Algorithm("ring", ring_gather, ANY, "near", steady=True),
+    Algorithm("halving-doubling", doubling_gather, EXCHANGES, power_of_two=True),
+    Algorithm("direct", direct_gather, PAIRS, largest=DIRECT_CHIPS),
+    Algorithm("bidirectional-ring", bidirectional_gather, PAIRS, "near"),
+    Algorithm("bidirectional-ring", grid_gather, RING, "near"),
+    Algorithm("all-dimensions", grid_gather, GRID, "near"),
+)
 
 ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     "all_reduce": (
-        Algorithm("ring", ring_all_reduce, PAIRS),
-        Algorithm("halving-doubling", doubling_all_reduce, SWITCH, power_of_two=True),
-        Algorithm("double-tree", tree_all_reduce, SWITCH),
+        Algorithm("ring", ring_all_reduce, ANY, "near", steady=True),
+        Algorithm("halving-doubling", doubling_all_reduce, EXCHANGES, power_of_two=True),
+        Algorithm("double-tree", tree_all_reduce, SWITCHED, "near"),
         Algorithm("one-shot", one_shot_all_reduce, PAIRS, largest=DIRECT_CHIPS),
         Algorithm("two-shot", two_shot_all_reduce, PAIRS, largest=DIRECT_CHIPS),
-        Algorithm("in-switch", in_switch_all_reduce, SWITCH, in_switch=True),
-        Algorithm("ring", grid_all_reduce, GRID),
+        Algorithm("in-switch", in_switch_all_reduce, SWITCHED, "near", in_switch=True),
+        Algorithm("bidirectional-ring", bidirectional_all_reduce, PAIRS, "near"),
+        Algorithm("bidirectional-ring", grid_all_reduce, RING, "near"),
+        Algorithm("all-dimensions", grid_all_reduce, GRID, "near"),
     ),
-    "all_gather": (_RING_GATHER, _DOUBLING_GATHER, _DIRECT_GATHER, _GRID_GATHER),
-    "reduce_scatter": (_RING_GATHER, _DOUBLING_GATHER, _DIRECT_GATHER, _GRID_GATHER),
+    "all_gather": _GATHERS,
+    "reduce_scatter": _GATHERS,
     "all_to_all": (
-        Algorithm("pairwise", pairwise_all_to_all, PAIRS, step_per_partner=True),
-        Algorithm("bruck", bruck_all_to_all, SWITCH, power_of_two=True, forwards=True),
+        Algorithm("pairwise", pairwise_all_to_all, ANY, step_per_partner=True),
+        Algorithm("bruck", bruck_all_to_all, EXCHANGES, power_of_two=True, forwards=True),
         Algorithm("direct", direct_gather, PAIRS, largest=DIRECT_CHIPS),
-        Algorithm("ring", grid_all_to_all, GRID),
+        Algorithm("bidirectional-ring", grid_all_to_all, RING),
+        Algorithm("all-dimensions", grid_all_to_all, GRID),
     ),
     "broadcast": (
-        Algorithm("double-tree", tree_broadcast, SWITCH),
+        Algorithm("double-tree", tree_broadcast, SWITCHED, "near"),
         Algorithm("scatter-gather", scatter_gather_broadcast, PAIRS),
         Algorithm("direct", direct_broadcast, PAIRS, largest=DIRECT_CHIPS),
-        Algorithm("in-switch", in_switch_broadcast, SWITCH, in_switch=True),
-        Algorithm("ring", grid_broadcast, GRID),
+        Algorithm("in-switch", in_switch_broadcast, SWITCHED, "near", in_switch=True),
+        Algorithm("chain", chain_broadcast, CIRCUITS, "near", steady=True),
+        Algorithm("bidirectional-ring", grid_broadcast, RING, "near"),
+        Algorithm("all-dimensions", grid_broadcast, GRID, "near"),
     ),
     "send": (
-        Algorithm("send", send, PAIRS, one_link=True),
-        Algorithm("send", grid_send, GRID, one_link=True),
+        Algorithm("send", send, ANY, "one", steady=True),
+        Algorithm("send", grid_send, RING | GRID, "one", steady=True),
     ),
 }
 """The algorithms of every kind of collective; of equally fast ones, the first is taken."""
-
-
-def _hops(sides: Sides) -> Number:
-    return sum(side - 1 for side in sides)

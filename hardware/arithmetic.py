@@ -18,6 +18,25 @@ def larger(a: Number, b: Number) -> Number:
     return np.maximum(a, b)
 
 
+def smaller(a: Number, b: Number) -> Number:
+    """Return the smaller of two, for each element if there are arrays."""
+    if isinstance(a, int | float) and isinstance(b, int | float):
+        return min(a, b)
+    return np.minimum(a, b)
+
+
+def where(condition: Any, a: Number, b: Number) -> Number:
+    """Return *a* where the condition holds, *b* elsewhere."""
+    if isinstance(condition, np.ndarray):
+        return np.where(condition, a, b)
+    return a if condition else b
+
+
+def always(condition: Any) -> bool:
+    """Whether it holds, for every element if there are any."""
+    return bool(condition.all()) if isinstance(condition, np.ndarray) else bool(condition)
+
+
 def product(factors: Sequence[Number]) -> Number:
     """Multiply; nothing makes 1."""
     return functools.reduce(operator.mul, factors, 1)
@@ -53,3 +72,10 @@ def log2_up(n: Number) -> Number:
 def is_power_of_two(n: Number) -> Any:
     """Whether *n* is 1, 2, 4, …"""
     return math.log2(n).is_integer() if isinstance(n, int | float) else np.log2(n) % 1 == 0
+
+
+def in_double(value: Any) -> Any:
+    """Return *value*; in double precision if it is an array of numbers or a NumPy number."""
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "iuf":
+        return value.astype(np.float64, copy=False) if np.ndim(value) else float(value)
+    return value

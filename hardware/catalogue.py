@@ -3,17 +3,31 @@
 import dataclasses
 import functools
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hardware.chip import Chip, load_chip
 from hardware.errors import SpecError, nearest, shown
 from hardware.level import Level
-from hardware.link import Link
+from hardware.link import STRICT, Link, Protocol
 from hardware.platform import Platform
-from hardware.specs import LARGEST_COUNT, check_name, find_spec, list_specs, read_table, read_toml
+from hardware.specs import (
+    LARGEST_COUNT,
+    Name,
+    Text,
+    check_name,
+    find_spec,
+    list_specs,
+    read_spec,
+    read_table,
+    read_toml,
+)
+from hardware.tier import load_tier
 
 _PLATFORMS = Path(__file__).parent / "data" / "platforms"
+_PROTOCOLS = _PLATFORMS.parent / "protocols"
 _COUNTED = re.compile(r"(?P<name>[^:×]*)[:×](?P<count>[^:×]*)")
 
 
@@ -77,12 +91,14 @@ def _read_count(text: str, name: str) -> int:
 
 
 def _read_platform(path: Path) -> Platform:
-    """Read a platform file, in which a chip and the links of that chip stand as names."""
+    """Read a platform file, in which a chip, its links and tiers of memory stand as names."""
     table = read_toml(path)
     if isinstance(table.get("chip"), str):
         table["chip"] = chip = load_chip(_chip_file(path, table["chip"]))
         for level in _tables(table.get("levels")):
             level["link"] = _named_link(chip, level.get("link"), path.name)
+        if isinstance(table.get("tiers"), list):
+            table["tiers"] = [_named_tier(path, tier) for tier in table["tiers"]]
         if "scale_out" in table:
             table["scale_out"] = _named_link(chip, table["scale_out"], path.name)
     return read_table(table, Platform, where=path.name)
@@ -97,6 +113,11 @@ def _tables(value: Any) -> list[dict[str, Any]]:
 def _chip_file(platform: Path, name: str) -> str:
     """Return a chip file that lies beside its platform, or a catalogue name as it is."""
     return str(platform.parent / check_name(name)) if name.endswith(".toml") else name
+
+
+def _named_tier(platform: Path, tier: object) -> object:
+    """Return the tier that a platform names: of the catalogue, or in a file beside it."""
+    return load_tier(_chip_file(platform, tier)) if isinstance(tier, str) else tier
 
 
 def _named_link(chip: Chip, value: object, where: str) -> object:
@@ -153,3 +174,30 @@ def near_cube(size: int, dimensions: int) -> tuple[int, ...]:
         root -= 1
     side = next(side for side in range(max(root, 1), 0, -1) if size % side == 0)
     return tuple(sorted((side, *near_cube(size // side, dimensions - 1))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Library:
+    """The protocols of a communication library on each kind of link."""
+
+    name: Name
+    source: Text
+    links: Mapping[Name, tuple[Protocol, ...]]
+
+    __pydantic_config__: ClassVar = STRICT
+
+
+def load_protocols(name: str, kind: str) -> tuple[Protocol, ...]:
+    """Return how a communication library sends messages over one kind of link.
+
+    name: "nccl", or a file of one's own that ends in .toml; kind: a link that it knows,
+    such as nvlink, pcie or network. See `Platform.with_link`.
+    Raises SpecError if there is no such library or kind.
+
+    >>> [protocol.name for protocol in load_protocols("nccl", "nvlink")]
+    ['LL', 'LL128', 'Simple']
+    """
+    library = read_spec(find_spec(_PROTOCOLS, name), _Library)
+    if kind not in library.links:
+        raise SpecError(f"{library.name} knows no link {shown(kind)}{nearest(kind, library.links)}")
+    return library.links[kind]

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeAlias, cast
 
+from hardware.arithmetic import in_double
 from hardware.errors import SpecError, nearest, shown
-from hardware.link import STRICT, Fabric, Link, check_positive, in_double, widen
+from hardware.link import STRICT, Fabric, Link, check_positive, widen
 from hardware.specs import (
     Bytes,
     BytesPerSecond,

@@ -1,40 +1,22 @@
 """Collectives: how long chips take to exchange data over the links of a platform.
 
-The α-β model: an algorithm takes steps · latency + volume / bandwidth, without contention
-and without the time to add. `collective` tries every algorithm that the wiring allows and
-keeps the fastest.
+In one level, the fastest of its `offers`. Over several levels, a group works flat over the
+outermost one, or level by level: whichever is faster.
 """
 
 import functools
 import itertools
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from hardware.algorithms import ALGORITHMS, Algorithm
-from hardware.arithmetic import ceil, floor, larger, nearest_whole, product
+from hardware.algorithms import ALGORITHMS
+from hardware.arithmetic import always, ceil, floor, larger, nearest_whole, product, where
 from hardware.errors import SpecError, nearest, shown
 from hardware.level import Span
+from hardware.offers import CollectiveCost, choose, fastest, offers
 from hardware.units import Number
-from hardware.wiring import one_link, wiring
-
-
-class CollectiveCost(NamedTuple):
-    """What one collective costs, in seconds and bytes; arrays if the question had any.
-
-    sent: bytes per chip on its links, in the busier direction, over all levels.
-    algorithm: the index into names of the fastest algorithm.
-    """
-
-    time: Number
-    latency_time: Number
-    bandwidth_time: Number
-    sent: Number
-    algorithm: Any
-    names: tuple[str, ...]
-
 
 _INSIDE = {
     "all_reduce": ("reduce_scatter", "all_gather"),
@@ -65,7 +47,7 @@ def collective(
     """
     if kind not in ALGORITHMS:
         raise SpecError(f"unknown collective {kind!r}{nearest(kind, ALGORITHMS)}")
-    if not np.all(np.greater_equal(sharing, 1)):
+    if not always(sharing >= 1):
         raise SpecError(f"{shown(sharing)} collectives cannot share a link; use numbers from 1 up")
     if not spans:
         zero = nbytes * 0.0
@@ -78,15 +60,19 @@ def collective(
 def _best(kind: str, nbytes: Number, spans: Sequence[Span]) -> CollectiveCost:
     *within, outermost = spans
     if not within or kind == "send":  # which crosses the outermost link only
-        offers = _offers(kind, nbytes, outermost)
+        found = offers(kind, nbytes, outermost)
     else:
-        everyone = outermost._replace(ways=nearest_whole(product([span.ways for span in spans])))
-        flat = _offers(kind, nbytes, everyone) if outermost.level.topology == "switch" else []
-        straight = [_straight(nbytes, spans)] if kind == "all_to_all" else []
-        offers = [_hierarchical(kind, nbytes, spans), *flat, *straight]
-    best = _fastest(offers)
+        found = [_hierarchical(kind, nbytes, spans)]
+        if outermost.level.family == "switched":
+            everyone = nearest_whole(product([span.ways for span in spans]))
+            found += offers(kind, nbytes, outermost, chips=everyone)
+        if kind == "all_to_all":
+            found.append(_straight(nbytes, spans))
+    best = fastest(found)
     if within and isinstance(outermost.ways, np.ndarray):  # an element may not reach so far
-        best = _where(outermost.ways > 1, best, _best(kind, nbytes, within))
+        reaches = outermost.ways > 1
+        nearer = [span._replace(ways=where(reaches, 1, span.ways)) for span in within]
+        best = choose(reaches, best, _best(kind, nbytes, nearer))
     return best
 
 
@@ -103,7 +89,7 @@ def _hierarchical(kind: str, nbytes: Number, spans: Sequence[Span]) -> Collectiv
     """
     inner, *outer = spans
     filled = inner._replace(ways=ceil(inner.ways))
-    legs = [_fastest(_offers(part, nbytes, filled)) for part in _INSIDE[kind]]
+    legs = [fastest(offers(part, nbytes, filled)) for part in _INSIDE[kind]]
     share = nbytes / floor(inner.ways) if kind in _SCATTERED else nbytes
     across = _best(kind, share, outer)
     legs.insert(0 if kind in ("all_gather", "broadcast") else 1, across)
@@ -136,7 +122,7 @@ def _straight(nbytes: Number, spans: Sequence[Span]) -> CollectiveCost:
         members = ceil(span.ways)
         held = nbytes * share * members / larger(members - 1, 1)
         filled = span._replace(ways=members)
-        legs.append(_fastest(_offers("all_to_all", held, filled, share * everyone)))
+        legs.append(fastest(offers("all_to_all", held, filled, partners=share * everyone)))
     return _at_once(legs)
 
 
@@ -152,7 +138,7 @@ def _at_once(legs: Sequence[CollectiveCost]) -> CollectiveCost:
     """All legs at the same time: the slowest one counts."""
     slowest, *others = (leg._replace(names=leg.names[:1], algorithm=0) for leg in legs)
     for leg in others:
-        slowest = _where(leg.time > slowest.time, leg, slowest)
+        slowest = choose(leg.time > slowest.time, leg, slowest)
     return CollectiveCost(*slowest[:3], *_joined("straight", legs))
 
 
@@ -171,67 +157,3 @@ def _joined(how: str, legs: Sequence[CollectiveCost]) -> tuple[Number, Any, tupl
 @functools.lru_cache(maxsize=1024)  # combinations of kinds and wirings; a few in practice
 def _joined_names(how: str, names: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
     return tuple(f"{how}({'+'.join(legs)})" for legs in itertools.product(*names))
-
-
-def _offers(
-    kind: str, nbytes: Number, span: Span, partners: Number | None = None
-) -> list[CollectiveCost]:
-    """Price every algorithm that the wiring of a level allows among the members of a span.
-
-    partners: how many chips each one sends to, where those of a level are not its members
-    themselves but all chips in them.
-    """
-    level, n, _ = span
-    members, usable = wiring(level, n)
-    offers = []
-    for algorithm in _applicable(kind, level.topology, level.in_switch_reduction):
-        allowed = algorithm.allows(n if partners is None else partners + 1)
-        if not isinstance(allowed, np.ndarray) and not allowed:
-            continue
-        steps, volume = algorithm.cost(nbytes, members)
-        if partners is not None:
-            if algorithm.forwards:
-                continue
-            steps = partners if algorithm.step_per_partner else steps
-        rate = level.link.bandwidth * (one_link(level) if algorithm.one_link else usable)
-        latency, bandwidth = steps * level.link.latency * (nbytes > 0), volume / rate
-        cost = CollectiveCost(latency + bandwidth, latency, bandwidth, volume, 0, (algorithm.name,))
-        offers.append(_only_where(cost, allowed))
-    return offers
-
-
-@functools.cache
-def _applicable(kind: str, topology: str, in_switch: bool) -> tuple[Algorithm, ...]:
-    return tuple(
-        algorithm
-        for algorithm in ALGORITHMS[kind]
-        if topology in algorithm.topologies and in_switch >= algorithm.in_switch
-    )
-
-
-def _only_where(cost: CollectiveCost, allowed: Any) -> CollectiveCost:
-    """Make a cost infinite where an algorithm does not apply."""
-    if allowed is True or np.all(allowed):
-        return cost
-    return cost._replace(time=np.where(allowed, cost.time, math.inf))
-
-
-def _fastest(offers: Sequence[CollectiveCost]) -> CollectiveCost:
-    """Choose the least time, for each element if there are arrays."""
-    if all(isinstance(offer.time, int | float) for offer in offers):
-        return min(offers, key=lambda offer: offer.time)
-    best, *others = offers
-    for offer in others:
-        best = _where(offer.time < best.time, offer, best)
-    return best
-
-
-def _where(condition: Any, first: CollectiveCost, second: CollectiveCost) -> CollectiveCost:
-    """Take *first* where the condition holds, *second* elsewhere."""
-    if not isinstance(condition, np.ndarray):
-        return first if condition else second
-    time, latency, bandwidth, sent = (
-        np.where(condition, first[i], second[i]) for i in range(len(first) - 2)
-    )
-    index = np.where(condition, len(second.names) + first.algorithm, second.algorithm)
-    return CollectiveCost(time, latency, bandwidth, sent, index, second.names + first.names)

@@ -1,17 +1,16 @@
 """Links: what joins chips to each other, and how they are wired."""
 
+import functools
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
+from hardware.arithmetic import in_double
 from hardware.errors import SpecError, shown
-from hardware.specs import BytesPerSecond, Count, Flag, Seconds, one_of
+from hardware.specs import BytesPerSecond, Count, Flag, JoulesPerByte, Seconds, Share, Text, one_of
+from hardware.topology import TOPOLOGIES
 from hardware.units import Number
-
-TOPOLOGIES = ("switch", "ring", "full", "mesh", "torus")
-"""switch: any to any at full rate; full: an equal link to every other member;
-ring, mesh, torus: links to the two neighbours in each dimension (a mesh has ends)."""
 
 STRICT = {"extra": "forbid"}  # pydantic: a key that is no field is an error
 
@@ -23,6 +22,13 @@ def check_positive(owner: str, **values: Number | None) -> None:
             raise SpecError(f"{name} of {owner} must be finite and positive, not {shown(value)}")
 
 
+def check_not_negative(owner: str, **values: Number | None) -> None:
+    """Raise SpecError unless every value, or every element of it, is finite and 0 or more."""
+    for name, value in values.items():
+        if value is not None and not (_least(value) >= 0):
+            raise SpecError(f"{name} of {owner} must be 0 or more, not {shown(value)}")
+
+
 def widen(spec: object) -> None:
     """Turn the arrays and NumPy numbers among the fields of *spec* into double precision.
 
@@ -30,13 +36,6 @@ def widen(spec: object) -> None:
     """
     for name, value in vars(spec).items():
         object.__setattr__(spec, name, in_double(value))
-
-
-def in_double(value: Any) -> Any:
-    """Return *value*; in double precision if it is an array of numbers or a NumPy number."""
-    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "iuf":
-        return value.astype(np.float64, copy=False) if np.ndim(value) else float(value)
-    return value
 
 
 def _least(value: Any) -> float:
@@ -49,25 +48,77 @@ def _least(value: Any) -> float:
 
 
 @dataclass(frozen=True)
+class Protocol:
+    """How a library sends messages over a link, which sets a floor to small ones.
+
+    start: seconds before the first step. step: seconds of each, in place of the latency of
+    the link. efficiency: the part of the bandwidth that is left to the data.
+    """
+
+    name: Text
+    start: Seconds
+    step: Seconds
+    efficiency: Share
+
+    __pydantic_config__: ClassVar = STRICT
+
+    def __post_init__(self) -> None:
+        check_not_negative(f"protocol {self.name}", start=self.start, step=self.step)
+        check_positive(f"protocol {self.name}", efficiency=self.efficiency)
+        if not np.all(np.less_equal(self.efficiency, 1)):
+            raise SpecError(
+                f"efficiency of protocol {self.name} is at most 1, not {shown(self.efficiency)}"
+            )
+        widen(self)
+
+
+@dataclass(frozen=True)
 class Link:
     """What one chip can send, in each direction, over all its links of one kind.
 
     bandwidth: bytes per second per direction per chip. latency: seconds from the first
     byte sent to the first byte received, small messages; it is on no datasheet, so
-    latency_source says where it is from.
+    latency_source says where it is from. hop_latency: what each further switch or chip that
+    a message passes adds; None where chips store and forward, at a latency each.
+    protocols: what a library makes of the link; the fastest is taken, and without any the
+    link is ideal. energy, hop_energy: joules per byte of the two ends and what is between
+    them, and of each further switch; None where unknown.
     """
 
     bandwidth: BytesPerSecond
     latency: Seconds
     latency_source: str = ""
+    hop_latency: Seconds | None = None
+    protocols: tuple[Protocol, ...] = ()
+    energy: JoulesPerByte | None = None
+    hop_energy: JoulesPerByte | None = None
 
     __pydantic_config__: ClassVar = STRICT
 
     def __post_init__(self) -> None:
-        check_positive("a link", bandwidth=self.bandwidth)
-        if not (_least(self.latency) >= 0):
-            raise SpecError(f"latency of a link must be 0 or more, not {shown(self.latency)}")
+        check_positive("a link", bandwidth=self.bandwidth, energy=self.energy)
+        check_not_negative(
+            "a link",
+            latency=self.latency,
+            hop_latency=self.hop_latency,
+            hop_energy=self.hop_energy,
+        )
         widen(self)
+
+    @functools.cached_property
+    def spoken(self) -> tuple[tuple[str, Number, Number, Number], ...]:
+        """What follows an algorithm's name, start, step and efficiency of each protocol.
+
+        An ideal link has one, without a name.
+        """
+        if not self.protocols:
+            return (("", 0.0, self.latency, 1.0),)
+        return tuple((f"/{p.name}", p.start, p.step, p.efficiency) for p in self.protocols)
+
+    @property
+    def passing(self) -> Number:
+        """What each further switch or chip that a message passes adds to its latency."""
+        return self.latency if self.hop_latency is None else self.hop_latency
 
 
 @dataclass(frozen=True)
@@ -79,7 +130,7 @@ class Fabric:
     they forward.
     """
 
-    topology: Annotated[str, one_of(TOPOLOGIES)] = "switch"
+    topology: Annotated[str, one_of(tuple(TOPOLOGIES))] = "switch"
     dimensions: Count = 1
     wraps_at: Count = 1
     in_switch_reduction: Flag = False

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hardware.arithmetic import ceil, divide, floor, larger
+from hardware.arithmetic import ceil, divide, floor, in_double, larger
 from hardware.errors import SpecError, shown
-from hardware.link import in_double
 from hardware.units import Number
 
 
@@ -23,18 +22,46 @@ class Group:
     """Chips that work together: *size* of them, each *stride* chips after the last.
 
     With tp inside a node and pp over nodes, Plan(tp=8, pp=4) has the groups Group(8) and
-    Group(4, stride=8). Both may be arrays, one element for each design point, and then
-    broadcast. Raises SpecError for numbers that are not whole or below 1.
+    Group(4, stride=8). outer: the same again so many times, along an axis laid further out,
+    where axes between the two do not belong to the group; see `along`. All may be arrays,
+    one element for each design point, and then broadcast.
+    Raises SpecError for numbers that are not whole or below 1, and arrays that do not fit.
     """
 
     size: Number
     stride: Number = 1
+    outer: "Group | None" = None
 
     def __post_init__(self) -> None:
         for value in (self.size, self.stride):
             if not _counts(value):
                 sizes = f"{shown(self.size)} chips with stride {shown(self.stride)}"
                 raise SpecError(f"a group of {sizes} is none; use numbers from 1 up")
+        shapes = [np.shape(value) for value in (self.size, self.stride)]
+        if all(shapes):
+            try:
+                np.broadcast_shapes(*shapes)
+            except ValueError:
+                raise SpecError(
+                    f"sizes of shape {shapes[0]} and strides of shape {shapes[1]} do not broadcast"
+                ) from None
+
+    @classmethod
+    def along(cls, axes: Sequence[tuple[Number, Number]]) -> "Group":
+        """Return the group along several axes of a plan: size and stride of each, innermost first.
+
+        >>> Group.along([(2, 1), (4, 8)]).axes
+        ((2, 1), (4, 8))
+        """
+        outer: Group | None = None
+        for size, stride in reversed(axes):
+            outer = cls(size, stride, outer)
+        return outer or cls(1)
+
+    @property
+    def axes(self) -> tuple[tuple[Number, Number], ...]:
+        """Size and stride along each axis, innermost first."""
+        return ((self.size, self.stride), *(self.outer.axes if self.outer else ()))
 
 
 class Places(NamedTuple):

@@ -3,19 +3,23 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from hardware.arithmetic import product
+from hardware.arithmetic import always, floor, larger, product, where
 from hardware.chip import Chip
-from hardware.collectives import CollectiveCost, collective, traffic_shares
+from hardware.collectives import collective, traffic_shares
 from hardware.errors import SpecError, nearest, shown
 from hardware.level import Level, Span
 from hardware.link import STRICT, Link
+from hardware.offers import CollectiveCost
 from hardware.placement import Group, Places, places, spread
 from hardware.specs import Name, Text
+from hardware.tier import Tier
 from hardware.units import Number
+
+Spec = TypeVar("Spec", Link, Level)
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class Platform:
     """Equal chips joined by nested levels of links, innermost first.
 
     scale_out is what each chip has to leave the platform, None if there is no such
-    network. Raises SpecError if two levels share a name.
+    network. tiers: memory beyond the chips' own, nearest first.
+    Raises SpecError if two levels or two tiers share a name.
     """
 
     name: Name
@@ -31,6 +36,7 @@ class Platform:
     chip: Chip
     levels: tuple[Level, ...]
     scale_out: Link | None = None
+    tiers: tuple[Tier, ...] = ()
 
     __pydantic_config__: ClassVar = STRICT
 
@@ -38,35 +44,66 @@ class Platform:
         names = [level.name for level in self.levels]
         if len(set(names)) < len(names):
             raise SpecError(f"levels of {self.name} need different names: {', '.join(names)}")
+        names = [tier.name for tier in self.tiers]
+        if len(set(names)) < len(names):
+            raise SpecError(f"tiers of {self.name} need different names: {', '.join(names)}")
 
     @property
     def num_chips(self) -> int:
         """Chips in the whole platform."""
         return math.prod(level.size for level in self.levels)
 
+    def tier(self, name: str) -> Tier:
+        """Return the tier of memory called *name*; SpecError with those there are if none is."""
+        for tier in self.tiers:
+            if tier.name == name:
+                return tier
+        known = nearest(name, [tier.name for tier in self.tiers])
+        raise SpecError(f"{self.name} has no tier {shown(name)}{known}")
+
+    def with_tier(self, tier: Tier) -> "Platform":
+        """Return this platform with one more tier of memory, farther than those it has."""
+        return dataclasses.replace(self, tiers=(*self.tiers, tier))
+
     def with_chip(self, **changes: Any) -> "Platform":
         """Return this platform with other chip figures, named as in `Chip.replace`."""
         return dataclasses.replace(self, chip=self.chip.replace(**changes))
 
     def with_link(
-        self, level_name: str, bandwidth: Number | None = None, latency: Number | None = None
+        self,
+        level_name: str,
+        bandwidth: Number | None = None,
+        latency: Number | None = None,
+        **changes: Any,
     ) -> "Platform":
-        """Return this platform with another bandwidth or latency of the links of one level.
+        """Return this platform with other links at one level.
 
-        Raises SpecError if it has no such level, or the number is not one a link can have.
+        changes: hop_latency, or protocols (see `load_protocols`).
+        Raises SpecError if it has no such level, or the figure is not one a link can have.
         """
-        names = [level.name for level in self.levels]
-        if level_name not in names:
-            raise SpecError(f"{self.name} has no level {level_name!r}{nearest(level_name, names)}")
-        levels = list(self.levels)
-        level = levels[names.index(level_name)]
-        link = dataclasses.replace(
-            level.link,
-            bandwidth=level.link.bandwidth if bandwidth is None else bandwidth,
-            latency=level.link.latency if latency is None else latency,
+        given = {"bandwidth": bandwidth, "latency": latency}
+        changes |= {name: value for name, value in given.items() if value is not None}
+        link = _changed(self._level(level_name).link, "link", changes)
+        return self.with_level(level_name, link=link)
+
+    def with_level(self, level_name: str, **changes: Any) -> "Platform":
+        """Return this platform with one level wired in another way.
+
+        changes: topology, shape, oversubscription, reconfiguration, in_switch_reduction,
+        size or link. Raises SpecError if it has no such level, or no level can be like that.
+        """
+        old = self._level(level_name)
+        new = _changed(old, "level", changes)
+        return dataclasses.replace(
+            self, levels=tuple(new if level is old else level for level in self.levels)
         )
-        levels[names.index(level_name)] = dataclasses.replace(level, link=link)
-        return dataclasses.replace(self, levels=tuple(levels))
+
+    def _level(self, name: str) -> Level:
+        for level in self.levels:
+            if level.name == name:
+                return level
+        known = nearest(name, [level.name for level in self.levels])
+        raise SpecError(f"{self.name} has no level {name!r}{known}")
 
     def replicate(self, n: int) -> "Platform":
         """Return *n* of this platform, joined over scale_out by a switch level "cluster".
@@ -93,23 +130,42 @@ class Platform:
         6 on each node. See `placement` for the rule. Arrays broadcast.
         Raises SpecError if the group does not fit.
         """
-        group = Group(size, stride)
-        return spread(group.size, self._places(group))
+        return tuple(ways for ways, _ in self._lay(Group(size, stride)))
 
     def spans(self, group_size: Number, stride: Number = 1) -> tuple[Span, ...]:
-        """Return how a group of chips lies over the levels that it reaches over.
+        """Return how so many chips, each *stride* after the last, lie over the levels.
 
-        Like `group`, which see, without the levels at which it has one member: 16 chips on
-        nodes of 8 give (node, 8) and (cluster, 2); 8 chips with stride 8 give (cluster, 8).
+        See `place`: 16 chips on nodes of 8 give (node, 8) and (cluster, 2); 8 chips with
+        stride 8 give (cluster, 8). Raises SpecError if the group does not fit.
+        """
+        return self.place(Group(group_size, stride))
+
+    def place(self, group: Group) -> tuple[Span, ...]:
+        """Return the levels that a group reaches over, innermost first, for `collective`.
+
+        Like `group`, without the levels at which it has one member.
         Raises SpecError if the group does not fit.
         """
-        group = Group(group_size, stride)
-        found = self._places(group)
         return tuple(
-            Span(level, way, place.apart)
-            for level, way, place in zip(self.levels, spread(group.size, found), found, strict=True)
-            if (way > 1 if isinstance(way, int | float) else np.any(way > 1))
+            Span(level, ways, apart)
+            for level, (ways, apart) in zip(self.levels, self._lay(group), strict=True)
+            if (ways > 1 if isinstance(ways, int | float) else np.any(ways > 1))
         )
+
+    def _lay(self, group: Group) -> list[tuple[Number, Number]]:
+        """Return members at each level, and how far they are apart on average."""
+        first, *others = group.axes
+        found = self._places(*first)
+        laid = [
+            (ways, place.apart) for ways, place in zip(spread(first[0], found), found, strict=True)
+        ]
+        for size, stride in others:
+            found = self._places(size, stride)
+            for i, (more, place) in enumerate(zip(spread(size, found), found, strict=True)):
+                ways, apart = laid[i]
+                whole = larger(floor(place.apart / ways), 1)
+                laid[i] = ways * more, where(more > 1, whole, apart)
+        return laid
 
     def collective(
         self, kind: str, nbytes: Number, group: Group | Number, sharing: Number = 1
@@ -121,7 +177,7 @@ class Platform:
         buffer of one chip. group: a placed `Group`, or a number of neighbouring chips.
         sharing: how many such collectives the links carry at once. Everything but the kind
         may be an array; the fastest way is chosen for each element.
-        Raises SpecError for an unknown kind and a group that does not fit.
+        Raises SpecError for an unknown kind, bytes below 0 and a group that does not fit.
 
         >>> from hardware import Group, load_platform
         >>> nodes = load_platform("dgx-h100:4")
@@ -130,8 +186,10 @@ class Platform:
         >>> bool(across.time > inside.time)
         True
         """
+        if not always(nbytes >= 0):
+            raise SpecError(f"a buffer of {shown(nbytes)} bytes is none; use numbers from 0 up")
         placed = group if isinstance(group, Group) else Group(group)
-        return collective(kind, nbytes, self.spans(placed.size, placed.stride), sharing)
+        return collective(kind, nbytes, self.place(placed), sharing)
 
     def send(self, nbytes: Number, distance: Number = 1, sharing: Number = 1) -> CollectiveCost:
         """Return the cost of one message between two chips that are *distance* apart.
@@ -148,26 +206,35 @@ class Platform:
         group lies unevenly, each level has what its busiest chip sends.
         """
         placed = group if isinstance(group, Group) else Group(group)
-        return traffic_shares(self.group(placed.size, placed.stride))
+        return traffic_shares([ways for ways, _ in self._lay(placed)])
 
-    def _places(self, group: Group) -> tuple[Places, ...]:
-        """Return where blocks of a group's stride fit; SpecError if there is no room for all."""
-        found = places([level.size for level in self.levels], group.stride)
+    def _places(self, size: Number, stride: Number) -> tuple[Places, ...]:
+        """Return where blocks of *stride* chips fit; SpecError if there is no room for all."""
+        found = places([level.size for level in self.levels], stride)
         room = product([place.room for place in found])
-        if np.any(np.greater(group.size * group.stride, self.num_chips)):
+        if not always(size * stride <= self.num_chips):
             has = f"which has {self.num_chips}"
-        elif np.any(np.greater(group.size, room)):
+        elif not always(size <= room):
             sizes = " × ".join(str(level.size) for level in self.levels)
             has = (
                 f"whose levels of {sizes} have room for {shown(room)} blocks of "
-                f"{shown(group.stride)} chips that lie whole inside"
+                f"{shown(stride)} chips that lie whole inside"
             )
         else:
             return found
-        raise SpecError(f"{_described(group)} does not fit {self.name}, {has}")
+        raise SpecError(f"{_described(size, stride)} does not fit {self.name}, {has}")
 
 
-def _described(group: Group) -> str:
-    size, step = (int(np.max(value)) for value in (group.size, group.stride))
+def _changed(spec: Spec, kind: str, changes: dict[str, Any]) -> Spec:
+    """Return a link or level with other figures."""
+    known = [field.name for field in dataclasses.fields(spec)]
+    for name in changes:
+        if name not in known:
+            raise SpecError(f"a {kind} has no {name!r} to replace{nearest(name, known)}")
+    return dataclasses.replace(spec, **changes)
+
+
+def _described(size: Number, stride: Number) -> str:
+    largest, step = (int(np.max(value)) for value in (size, stride))
     every = f" with stride {step}" if step > 1 else ""
-    return f"a group of {size} chips{every}"
+    return f"a group of {largest} chips{every}"

@@ -5,6 +5,7 @@ What the file may not say (an unknown or missing key, a bare number, another uni
 value no machine has) is a `SpecError` of one line that names the file and the key.
 """
 
+import math
 import re
 import tomllib
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ PLAUSIBLE = {
     "FLOP/s": (1.0, 1e21),
     "W": (1e-6, 1e8),
     "Hz": (1.0, 1e13),
+    "J/B": (1e-15, 1e-3),
     "s": (0.0, 1.0),  # zero: an ideal link is a fair question
 }
 
@@ -61,6 +63,18 @@ def _quantity(unit: str) -> Callable[[object], float]:
         return number
 
     return convert
+
+
+def _ratio(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value < math.inf:
+        raise SpecError(f"{shown(value)} is not a number from 1 up")
+    return float(value)
+
+
+def _share(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1:
+        raise SpecError(f"{shown(value)} is not a part of 1")
+    return float(value)
 
 
 def _count(value: object) -> int:
@@ -113,6 +127,9 @@ BytesPerSecond: TypeAlias = Annotated[Number, Read(_quantity("B/s"))]
 FlopPerSecond: TypeAlias = Annotated[Number, Read(_quantity("FLOP/s"))]
 Watts: TypeAlias = Annotated[Number, Read(_quantity("W"))]
 Hertz: TypeAlias = Annotated[Number, Read(_quantity("Hz"))]
+JoulesPerByte: TypeAlias = Annotated[Number, Read(_quantity("J/B"))]
+Ratio: TypeAlias = Annotated[Number, Read(_ratio)]
+Share: TypeAlias = Annotated[Number, Read(_share)]
 Seconds: TypeAlias = Annotated[Number, Read(_quantity("s"))]
 
 

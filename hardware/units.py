@@ -1,6 +1,6 @@
 """Units: inside, every number is in one SI unit; at the edges, it says which.
 
-Seconds, bytes, FLOP, watts, hertz, joules. A number may be one float or an array
+Seconds, bytes, FLOP, watts, hertz, joules, joules per byte. A number may be one float or an array
 of them, one for each design point. Files and command lines carry text such as
 "3.35 TB/s" or "80 GiB": GB is 1e9 bytes, GiB is 2**30.
 """
@@ -16,7 +16,7 @@ from hardware.errors import SpecError, nearest, shown
 Number: TypeAlias = float | NDArray[Any]
 """One number, or a NumPy array of them that broadcasts against the others."""
 
-UNITS = ("s", "B", "B/s", "FLOP", "FLOP/s", "W", "Hz", "J")
+UNITS = ("s", "B", "B/s", "FLOP", "FLOP/s", "W", "Hz", "J", "J/B")
 _COUNTED = ("B", "B/s", "FLOP", "FLOP/s")  # never a fraction of one: "80 mB" is a slip for MB
 
 _SMALL = {"p": 1e-12, "n": 1e-9, "u": 1e-6, "µ": 1e-6, "m": 1e-3}
@@ -61,7 +61,7 @@ def parse_quantity(text: str, unit: str) -> float:
 
 
 def _example(unit: str, digits: str = "") -> str:
-    prefix = "T" if unit in _COUNTED else {"s": "u", "Hz": "G"}.get(unit, "")
+    prefix = "T" if unit in _COUNTED else {"s": "u", "Hz": "G", "J/B": "p"}.get(unit, "")
     return f"'{digits} {prefix}{unit}'" if digits else f"its unit, such as '{prefix}{unit}'"
 
 

@@ -312,7 +312,7 @@ BAD_PLATFORMS = {
     ),
     "topology": (
         ("size = 8", 'size = 8\ntopology = "star"'),
-        "'star' is unknown; known: full, mesh",
+        "'star' is unknown; known: dragonfly, fat-tree, full, mesh",
     ),
     "no shape": (("size = 8", 'size = 8\ntopology = "torus"'), "its shape is []"),
     "wrong shape": (

@@ -171,3 +171,56 @@ def test_blocks_that_lie_whole_in_nodes_need_room():
         two.group(5, 3)
     with pytest.raises(SpecError, match="does not fit cluster, which has 192"):
         CLUSTER.collective("all_reduce", 1e6, Group(2, 192))
+
+
+@pytest.mark.parametrize("nbytes", [-1.0, math.nan, np.array([1.0, -1.0])])
+def test_a_buffer_of_none(nbytes):
+    with pytest.raises(SpecError, match="bytes is none; use numbers from 0 up"):
+        CLUSTER.collective("all_reduce", nbytes, 8)
+
+
+def test_sizes_and_strides_that_do_not_broadcast():
+    with pytest.raises(
+        SpecError, match=r"sizes of shape \(2,\) and strides of shape \(3,\) do not"
+    ):
+        Group(np.array([1, 2]), np.array([1, 2, 4]))
+
+
+def test_a_group_along_axes_that_are_not_neighbours():
+    group = Group.along([(2, 1), (2, 4), (4, 8)])  # chips 0 1 4 5 of each of four nodes
+    assert [(s.level.name, s.ways) for s in CLUSTER.place(group)] == [("node", 4), ("rack", 4)]
+    assert CLUSTER.traffic(group) == pytest.approx((3 / 16, 12 / 16, 0))
+    same = CLUSTER.collective("all_reduce", NBYTES, Group.along([(4, 1), (4, 8)]))
+    assert CLUSTER.collective("all_reduce", NBYTES, group).time == pytest.approx(same.time)
+
+
+@pytest.mark.parametrize("split", [[(2, 1), (4, 2)], [(2, 1), (2, 2), (2, 4)], [(8, 1), (1, 8)]])
+@pytest.mark.parametrize("kind", ["all_reduce", "all_to_all", "send"])
+def test_a_group_along_neighbouring_axes_is_one_group(split, kind):
+    for name in ("dgx-h100:4", "tpu-v5e-pod", "mi300x:32"):
+        platform = load_platform(name)
+        whole, parts = (
+            platform.collective(kind, NBYTES, g) for g in (Group(8), Group.along(split))
+        )
+        assert parts.time == pytest.approx(whole.time, rel=1e-12)
+
+
+def test_arrays_along_several_axes():
+    inner, outer = np.array([1, 2, 4]), np.array([1, 2, 3])[:, None]
+    priced = CLUSTER.collective("all_gather", 1e6, Group.along([(inner, 1), (outer, 8)]))
+    for i, j in np.ndindex(3, 3):
+        one = Group.along([(int(inner[j]), 1), (int(outer[i, 0]), 8)])
+        time = CLUSTER.collective("all_gather", 1e6, one).time
+        assert priced.time[i, j] == pytest.approx(time, rel=1e-12)
+
+
+def test_members_apart_in_a_ring_share_its_links_as_their_mean_says():
+    """Pairs 0 1 and 8 9 of a ring of 16: four groups lie side by side, as with 0 4 8 12."""
+    ring = Platform("p", "s", load_chip("h100-sxm"), (Level("ring", 16, FAST, "ring"),))
+    pairs = ring.collective("all_to_all", 1e9, Group.along([(2, 1), (2, 8)]))
+    spread_out = ring.collective("all_to_all", 1e9, Group(4, 4))
+    assert pairs.bandwidth_time == pytest.approx(spread_out.bandwidth_time)
+
+
+def test_a_group_along_no_axis_is_one_chip():
+    assert CLUSTER.collective("all_reduce", 1e6, Group.along([])).time == 0

@@ -56,3 +56,29 @@ def test_only_the_command_line_prints():
     for path in CODE:
         if path.name not in ("cli.py", "console.py"):
             assert not re.search(r"^\s*print\(", path.read_text(), re.M), path
+
+
+def test_the_platform_of_the_manual_loads(tmp_path):
+    from hardware import load_platform
+
+    text = (ROOT / "docs/networks.md").read_text()
+    (tmp_path / "two-tori.toml").write_text(re.findall(r"```toml\n(.*?)```", text, re.S)[0])
+    platform = load_platform(str(tmp_path / "two-tori.toml"))
+    assert platform.num_chips == 16 * 64
+    assert platform.collective("all_reduce", 1e6, 128).time > 0
+
+
+def test_the_snippets_of_the_manual_run():
+    text = (ROOT / "docs/networks.md").read_text()
+    names: dict[str, object] = {}
+    for snippet in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(snippet, names)  # noqa: S102
+
+
+def test_the_manual_names_every_topology_and_tier():
+    from hardware import list_tiers
+    from hardware.topology import TOPOLOGIES
+
+    text = (ROOT / "docs/networks.md").read_text()
+    for word in (*TOPOLOGIES, *list_tiers()):
+        assert f"`{word}`" in text
