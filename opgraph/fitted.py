@@ -67,6 +67,7 @@ class Asked:
     shape : the kernel's shape.
     share : the operator's part of what the kernel does, where the kernel does more.
     instead : another kernel that may be used, where it is faster.
+    alien : how the shape is not of the kind that was measured; empty where it is.
     """
 
     kernel: str
@@ -74,6 +75,7 @@ class Asked:
     shape: Any
     share: Number = 1.0
     instead: "Asked | None" = None
+    alien: str = ""
 
 
 # what another operator's kernel does too
@@ -120,7 +122,8 @@ class Fitted:
         level = kernel.level(self.name)
         seen: Any = kernel_chip(chip)
         time, limiter = price(kernel, asked.shape, seen, level, fit)
-        low, high = map(_plain, interval(kernel, asked.shape, seen, level, fit))
+        alien = origin != "measured"
+        low, high = map(_plain, interval(kernel, asked.shape, seen, level, fit, alien=alien))
         time = _plain(time * asked.share)
         return replace(
             ideal, time=time, limiter=_plain(limiter), low=time * low, high=time * high,
@@ -228,10 +231,17 @@ def _(operator: Attention, sizes: Sizes, machine: Machine) -> Asked:
 def _(operator: Attention, sizes: Sizes, machine: Machine) -> Asked | None:
     batch, heads = (operator.size(sizes, dim) for dim in ("batch", "heads"))
     seq, cache = operator.size(sizes, "seq"), operator.inputs[-1].format
-    op = "mla_decode" if isinstance(operator, AbsorbedAttention) else "mla_prefill"
     dtype = "bf16" if cache.bits > 8 else "bf16-kv-fp8"
-    context = operator.keys(sizes)
-    return Asked(op, dtype, MlaShape(batch, seq, context, heads, "bf16", cache.nbytes))
+    shape = MlaShape(batch, seq, operator.keys(sizes), heads, "bf16", cache.nbytes)
+    if isinstance(operator, AbsorbedAttention):
+        latent, rope = (operator.size(sizes, t.dims[-1]) for t in operator.inputs[2:4])
+        op, shape = "mla_decode", shape._replace(latent=latent, rope=rope)
+    else:
+        # a key's own part, what all heads' keys share, a value
+        nope, rope, value = (operator.size(sizes, t.dims[-1]) for t in operator.inputs[2:5])
+        op, shape = "mla_prefill", shape._replace(nope=nope, rope=rope, value=value)
+    measured = shape[-4:] == MlaShape(batch, seq, 0, heads)[-4:]
+    return Asked(op, dtype, shape, alien="" if measured else "other head sizes")
 
 
 @ask.register
@@ -319,8 +329,10 @@ def _look_up(book: Book, asked: Asked) -> tuple[Calibration, str] | None:
     while dtype is not None:
         fit = book.get((asked.kernel, dtype))
         if fit is not None:
-            kind = "measured" if dtype == asked.dtype else f"transferred from {dtype}"
-            return fit, kind if fit.provenance.startswith("measured") else "transferred"
+            if not fit.provenance.startswith("measured"):
+                return fit, "transferred"
+            source = asked.alien or (dtype if dtype != asked.dtype else "")
+            return fit, f"transferred from {source}" if source else "measured"
         dtype = _NEXT.get(dtype)
     return None
 

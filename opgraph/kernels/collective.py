@@ -202,15 +202,17 @@ SIZE_TERMS = (("size", "chips"),)
 LIBRARY_LEVELS = ("ideal", "calibrated", "tiled")
 COLLECTIVES = {
     operation: Kernel(operation, CollectiveParameters, collective_work, collective,
-                      collective_features, terms=SIZE_TERMS, levels=LIBRARY_LEVELS)
+                      collective_features, terms=SIZE_TERMS, sizes=("chips",),
+                      levels=LIBRARY_LEVELS)
     for operation in STEPS
 }  # fmt: skip
 CUSTOM_ALL_REDUCE = Kernel(
     "custom_all_reduce", CustomAllReduceParameters, collective_work, custom_all_reduce,
-    collective_features, terms=SIZE_TERMS, levels=LIBRARY_LEVELS,
+    collective_features, terms=SIZE_TERMS, sizes=("chips",), levels=LIBRARY_LEVELS,
 )  # fmt: skip
 DISPATCH = Kernel(
     "dispatch", DispatchParameters, dispatch_work, dispatch, dispatch_features,
     terms=(("tokens", "hidden"), ("tokens", "topk")),
+    sizes=("hidden", "topk", "chips"),
 )  # fmt: skip
 COMBINE = replace(DISPATCH, name="combine")
