@@ -122,6 +122,32 @@ def _custom_shape(frame: pd.DataFrame, chip: Any, dtype: str) -> CollectiveShape
     return CollectiveShape(size * HALF, chips, chip.link_bandwidth, "all_reduce")
 
 
+STALL = 1.5
+
+
+def _not_stalled(size: str, keys: tuple[str, ...]) -> Any:
+    """Return a rule that keeps rows not much slower than one of the same keys that is as large."""
+
+    def keep(frame: pd.DataFrame) -> Any:
+        groups = [key for key in keys if key != size]
+        ordered = frame.sort_values(size, ascending=False)
+        floor = ordered.groupby(groups, sort=False)["latency"].cummin()
+        return (ordered["latency"] <= STALL * floor).reindex(frame.index)
+
+    return keep
+
+
+def _stalled(size: str, keys: tuple[str, ...]) -> Rule:
+    """Return the rule that leaves out the collector's stalls."""
+    return Rule("stalled", "rows over 1.5 times slower than one of the same group with more to "
+                "send are stalls of the collector", _not_stalled(size, keys))  # fmt: skip
+
+
+NCCL_KEYS = ("num_gpus", "message_size", "nccl_dtype")
+CUSTOM_KEYS = NCCL_KEYS[:2]
+TRAY = 4  # chips that GB300 has under one host
+
+
 def _chip_count_family(frame: pd.DataFrame) -> Any:
     """Return rows of the largest chip count."""
     return frame["num_gpus"] == frame["num_gpus"].max()
@@ -129,7 +155,8 @@ def _chip_count_family(frame: pd.DataFrame) -> Any:
 
 NCCL_TABLES = tuple(
     Dataset(
-        op=operation, table="nccl", keys=("num_gpus", "message_size", "nccl_dtype"),
+        op=operation, table="nccl", keys=NCCL_KEYS,
+        rules=(_stalled("message_size", NCCL_KEYS),),
         backends=("nccl",), why="nccl-tests, the library itself",
         select={"any": {"op_name": name}},
         shape=_collective_shape(operation), family=_chip_count_family,
@@ -138,7 +165,7 @@ NCCL_TABLES = tuple(
     for operation, name in NCCL_NAMES.items()
 )  # fmt: skip
 CUSTOM_ALL_REDUCE_TABLE = Dataset(
-    op="custom_all_reduce", table="custom_allreduce", keys=("num_gpus", "message_size"),
+    op="custom_all_reduce", table="custom_allreduce", keys=CUSTOM_KEYS,
     backends=("trtllm",), why="one-shot and two-shot kernels under CUDA graphs on all chips",
     select={"bf16": {}}, shape=_custom_shape, family=_chip_count_family,
     family_means="the largest chip count", main_kernel_only=False,
@@ -146,6 +173,9 @@ CUSTOM_ALL_REDUCE_TABLE = Dataset(
         Rule("eager", "`_eager` rows time the host, not the kernel",
              lambda f: "kernel_source" not in f
              or ~f["kernel_source"].astype(str).str.endswith("_eager")),
+        _stalled("message_size", CUSTOM_KEYS),
+        Rule("several trays", "beyond the four chips of a GB300 tray TRT-LLM runs another kernel",
+             lambda f: (f["system"] != "gb300") | (f["num_gpus"] <= TRAY)),
     ),
 )  # fmt: skip
 A2A_BYTES = {"bfloat16": 2.0, "fp8": 1.0, "nvfp4": 0.5625, "fp4": 0.5625, "default": 2.0}
@@ -164,23 +194,11 @@ def _dispatch_shape(phase: str) -> Any:
 
 
 A2A_KEYS = ("num_tokens", "hidden_size", "topk", "ep_size", "num_experts", "node_num")
-STALL = 1.5
-
-
-def _not_stalled(frame: pd.DataFrame) -> Any:
-    """Keep rows that are not much slower than the fastest with at least as many tokens."""
-    groups = [key for key in A2A_KEYS if key != "num_tokens"]
-    ordered = frame.sort_values("num_tokens", ascending=False)
-    floor = ordered.groupby(groups, sort=False)["latency"].cummin()
-    return (ordered["latency"] <= STALL * floor).reindex(frame.index)
-
-
 DISPATCH_TABLES = tuple(
     Dataset(
         op=phase, table="moe_a2a", latency="latency", unit=MICROSECOND,
         keys=A2A_KEYS,
-        rules=(Rule("stalled", "rows over 1.5 times slower than one of the same group with more "
-                    "tokens are stalls of the collector", _not_stalled),),
+        rules=(_stalled("num_tokens", A2A_KEYS),),
         backends=("trtllm",),
         why="TRT-LLM's DeepEP port is measured in both modes and all formats",
         select={f"{mode}-{form}": {"comm_backend": f"trtllm_deepep_{mode}", "phase": phase,
