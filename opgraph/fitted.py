@@ -144,7 +144,7 @@ def ask(operator: Operator, sizes: Sizes, machine: Machine) -> Asked | None:
 
 @ask.register
 def _(operator: Einsum, sizes: Sizes, machine: Machine) -> Asked | None:
-    words = _product_format(operator)
+    words = _product_format(operator, machine)
     if words is None:
         return None
     dtype, shape_dtype = words
@@ -156,7 +156,7 @@ def _(operator: Einsum, sizes: Sizes, machine: Machine) -> Asked | None:
 @ask.register
 def _(operator: GroupedEinsum, sizes: Sizes, machine: Machine) -> Asked | None:
     """The fused layer (routing, products, weighted sum), by each product's part of the FLOP."""
-    words = _product_format(operator)
+    words = _product_format(operator, machine)
     if words is None or operator.kind != "moe":
         return None
     shape = operator.shape(sizes)
@@ -309,12 +309,16 @@ def _stream(operator: Operator, sizes: Sizes) -> Asked:
     return Asked(*_STREAM, StreamShape(count / columns, columns, *each))
 
 
-def _product_format(operator: Einsum) -> tuple[str, str] | None:
-    """The fit's and the shape's word for a product's formats; None for wider than 16 bit."""
+def _product_format(operator: Einsum, machine: Machine) -> tuple[str, str] | None:
+    """The fit's and the shape's word for a product's formats; None for wider than 16 bit.
+
+    What the chip cannot multiply as narrow as it is stored, engines unpack to 16 bits.
+    """
     inputs, weights = (tensor.format for tensor in operator.inputs[:2])
     if inputs.bits > 16:
         return None
-    if inputs.bits == 16:
+    unpacked = inputs.bits < 8 and inputs.compute not in machine.platform.chip.matrix
+    if inputs.bits == 16 or unpacked:
         narrow = {8: "w8a16", 4: "w4a16", 3: "w4a16"}.get(int(weights.bits))
         word = "w4a16_mxfp4" if weights.name == "mxfp4" else narrow or "bf16"
         return word, word

@@ -18,8 +18,10 @@ from validation.datasets import take
 from validation.extras import needed
 from validation.files import EVIDENCE, SCORES
 from validation.fitting import Prior, fit_parameters
+from validation.peers import interpolated, noise
 from validation.splits import subset
 
+INTERPOLATED = "interpolated"
 UPPER = 0.9  # quantile of the p90 error
 ANCHORS = 30  # measured points of a chip that was never fitted
 ANCHOR_SPREAD = 0.3  # spread of its parameters around the transferred ones, in ln
@@ -41,9 +43,18 @@ def errors(gap: np.ndarray) -> dict[str, float]:
 
 
 def held_out(case: Case, fits: Fits) -> Gaps:
-    """Return ln(measured / predicted) of held-out rows."""
-    return {name: gaps(case, model_of(case, fits, name), split.test)
-            for name, split in case.splits.items()}  # fmt: skip
+    """Return ln(measured / predicted) of held-out rows, by split and level.
+
+    Among the levels of the random split is what peers do, INTERPOLATED.
+    """
+    answer = {
+        name: gaps(case, model_of(case, fits, name), split.test)
+        for name, split in case.splits.items()
+    }
+    between = interpolated(case, case.splits["random"])
+    if len(between):
+        answer["random"][INTERPOLATED] = between
+    return answer
 
 
 def other_chips(case: Case, fits: Fits) -> Gaps:
@@ -77,9 +88,10 @@ def other_chips(case: Case, fits: Fits) -> Gaps:
 def rows_of(case: Case, found: Gaps, coverage: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the table's rows of one case."""
     head = {"op": case.op, "chip": case.chip_name, "dtype": case.dtype}
+    floor = noise(case)
     return [
         {**head, "level": level, "split": split, **errors(gap),
-         "coverage": coverage.get(level, {}).get(split)}
+         "coverage": coverage.get(level, {}).get(split), "noise": floor}
         for split, by_level in found.items() for level, gap in by_level.items()
     ]  # fmt: skip
 

@@ -50,6 +50,7 @@ class Dataset:
     op: str
     table: str
     keys: tuple[str, ...]  # columns that identify a measurement
+    load: str  # the one of them that grows with the load, for shapes that are otherwise the same
     backends: tuple[str, ...]  # those that time the same work
     why: str  # of these
     select: Mapping[str, Mapping[str, str]]  # number format -> column values
@@ -109,9 +110,9 @@ def fastest(dataset: Dataset, frames: Mapping[str, pd.DataFrame]) -> pd.DataFram
     most = max(len(frame) for frame in frames.values())
     wide = [frame for frame in frames.values() if len(frame) >= WIDE * most]
     rows = pd.concat(wide, ignore_index=True)
-    shared = rows.groupby(list(dataset.keys), dropna=False)["backend"].transform("size") == len(
-        wide
-    )
+    keys = [key for key in dataset.keys if key in rows]
+    times = rows.groupby(keys, dropna=False)["backend"].transform("size")
+    shared = times == len(wide)
     total = rows[shared].groupby("backend")[dataset.latency].sum()
     best = frames[str(total.idxmin())] if len(total) else wide[0]
     for other in frames.values() if dataset.group else ():

@@ -44,7 +44,7 @@ GEMM_RULES = (
          lambda f: (f["n"] >= LEAST_SIDE) & (f["k"] >= LEAST_SIDE)),
 )  # fmt: skip
 GEMM_TABLE = Dataset(
-    op="gemm", table="gemm", keys=("m", "n", "k"),
+    op="gemm", table="gemm", keys=("m", "n", "k"), load="m",
     backends=("trtllm", "sglang", "vllm"),
     why="a linear layer as each engine calls it, with the quantiser of its activation",
     select={"bf16": {"gemm_dtype": "bfloat16"}, "fp8": {"gemm_dtype": "fp8"},
@@ -84,7 +84,7 @@ def _attention_family(frame: pd.DataFrame) -> Any:
 
 
 PREFILL_TABLE = Dataset(
-    op="attention_prefill", table="context_attention", keys=ATTENTION_KEYS,
+    op="attention_prefill", table="context_attention", keys=ATTENTION_KEYS, load="isl",
     backends=("trtllm",),
     why="one kernel family (FMHA), the widest sweep, and the only one that times all that a "
         "prefill step runs: rotation, cache write and attention",
@@ -92,9 +92,10 @@ PREFILL_TABLE = Dataset(
     family_means="12 or 40 heads, or 4 KV heads",
 )  # fmt: skip
 DECODE_TABLE = Dataset(
-    op="attention_decode", table="generation_attention", keys=ATTENTION_KEYS,
-    backends=("trtllm", "sglang", "vllm"),
-    why="the attention operator as each engine calls it",
+    op="attention_decode", table="generation_attention", keys=ATTENTION_KEYS, load="step",
+    backends=("sglang", "vllm"),
+    why="the attention operator as each engine calls it, under the kernel's name; TRT-LLM's rows "
+        "do not say which of several kernels ran",
     select={k: ATTENTION_SELECT[k] for k in ("bf16", "bf16-kv-fp8")},
     shape=_attention_shape, family=_attention_family,
     family_means="12 or 40 heads, or 4 KV heads",
@@ -155,7 +156,7 @@ def _chip_count_family(frame: pd.DataFrame) -> Any:
 
 NCCL_TABLES = tuple(
     Dataset(
-        op=operation, table="nccl", keys=NCCL_KEYS,
+        op=operation, table="nccl", keys=NCCL_KEYS, load="message_size",
         rules=(_stalled("message_size", NCCL_KEYS),),
         backends=("nccl",), why="nccl-tests, the library itself",
         select={"any": {"op_name": name}},
@@ -165,7 +166,7 @@ NCCL_TABLES = tuple(
     for operation, name in NCCL_NAMES.items()
 )  # fmt: skip
 CUSTOM_ALL_REDUCE_TABLE = Dataset(
-    op="custom_all_reduce", table="custom_allreduce", keys=CUSTOM_KEYS,
+    op="custom_all_reduce", table="custom_allreduce", keys=CUSTOM_KEYS, load="message_size",
     backends=("trtllm",), why="one-shot and two-shot kernels under CUDA graphs on all chips",
     select={"bf16": {}}, shape=_custom_shape, family=_chip_count_family,
     family_means="the largest chip count", main_kernel_only=False,
@@ -197,7 +198,7 @@ A2A_KEYS = ("num_tokens", "hidden_size", "topk", "ep_size", "num_experts", "node
 DISPATCH_TABLES = tuple(
     Dataset(
         op=phase, table="moe_a2a", latency="latency", unit=MICROSECOND,
-        keys=A2A_KEYS,
+        keys=A2A_KEYS, load="num_tokens",
         rules=(_stalled("num_tokens", A2A_KEYS),),
         backends=("trtllm",),
         why="TRT-LLM's DeepEP port is measured in both modes and all formats",
@@ -227,13 +228,14 @@ def _mla_shape(frame: pd.DataFrame, chip: Any, dtype: str) -> MlaShape:
 
 MLA_TABLES = tuple(
     Dataset(
-        op=op, table=table, keys=MLA_KEYS, backends=("trtllm", "sglang"),
+        op=op, table=table, keys=MLA_KEYS, load=load, backends=("trtllm", "sglang"),
         why="the latent attention operator as each engine calls it",
         select=MLA_SELECT,
         shape=_mla_shape, family=lambda f: f["num_heads"].isin(HELD_MLA_HEADS),
         family_means="16 or 64 heads",
     )
-    for op, table in (("mla_prefill", "context_mla"), ("mla_decode", "generation_mla"))
+    for op, table, load in (("mla_prefill", "context_mla", "isl"),
+                            ("mla_decode", "generation_mla", "step"))
 )  # fmt: skip
 
 MOE_KEYS = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size",
@@ -261,7 +263,7 @@ def _moe_family(frame: pd.DataFrame) -> Any:
 
 
 MOE_TABLE = Dataset(
-    op="moe", table="moe", keys=MOE_KEYS,
+    op="moe", table="moe", keys=MOE_KEYS, load="num_tokens",
     backends=("trtllm", "sglang", "vllm"),
     group=("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size"),
     why="the fused layer as each engine calls it; an engine that is the fastest with experts split "
@@ -287,7 +289,7 @@ def _quantise_shape(frame: pd.DataFrame, chip: Any, dtype: str) -> StreamShape:
 
 
 QUANTISE_TABLE = Dataset(
-    op="quantise", table="scale_matrix", keys=("m", "k"), backends=("vllm",),
+    op="quantise", table="scale_matrix", keys=("m", "k"), load="m", backends=("vllm",),
     why="static_scaled_fp8_quant: one kernel, on every chip", select={"fp8": {}},
     shape=_quantise_shape, family=lambda f: f["k"].isin(HELD_SIZES),
     family_means="k of 5120 or 7168",
@@ -324,7 +326,7 @@ def _linear_family(frame: pd.DataFrame) -> Any:
 
 GDN_TABLES = tuple(
     Dataset(
-        op=op, table="gdn", keys=GDN_KEYS, backends=("sglang",),
+        op=op, table="gdn", keys=GDN_KEYS, load="batch_size", backends=("sglang",),
         why="the widest sweep; four kernels under their own names",
         select={"bf16": {"kernel_source": kernel}}, shape=_linear_shape(op),
         family=_linear_family, family_means="the middle count of value heads",
