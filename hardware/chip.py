@@ -30,8 +30,8 @@ from hardware.units import Number
 _CHIPS = Path(__file__).parent / "data" / "chips"
 
 _WIDER = {
-    "fp4": ("fp6", "fp8", "bf16", "fp16", "tf32", "fp32"),
-    "fp6": ("fp8", "bf16", "fp16", "tf32", "fp32"),
+    "fp4": ("fp6", "bf16", "fp16", "tf32", "fp32"),
+    "fp6": ("bf16", "fp16", "tf32", "fp32"),
     "fp8": ("bf16", "fp16", "tf32", "fp32"),
     "int4": ("int8", "fp8", "bf16", "fp16", "tf32", "fp32"),
     "int8": ("bf16", "fp16", "tf32", "fp32"),
@@ -41,7 +41,9 @@ _WIDER = {
     "fp32": (),
 }
 """Where a type runs that has no rate of its own: the first of these that has one. Each
-holds every value of the narrower type, but for bf16 and fp16, which stand for each other."""
+holds every value of the narrower type, but for bf16 and fp16, which stand for each other.
+Formats of 4 and 6 bits have a scale per block, with which FP8 does not hold their values: engines
+unpack them to 16 bits (vLLM and SGLang: Marlin kernels on chips before Blackwell)."""
 
 DTYPES = tuple(_WIDER)
 Dtype: TypeAlias = Annotated[str, one_of(DTYPES)]

@@ -421,7 +421,7 @@ def validate(
 @app.command("op", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def price_operator(
     context: typer.Context,
-    kind: Annotated[str, typer.Argument(help="gemm, attention, norm, elementwise, all_reduce …")],
+    kind: Annotated[str, typer.Argument(help="gemm, attention, mla, moe, norm, all_reduce …")],
     chip: Annotated[str | None, typer.Option(help="a name of `opgraph list chips`")] = None,
     platform: Annotated[
         str | None, typer.Option("--platform", "-p", help="for collectives")
@@ -447,12 +447,15 @@ def price_operator(
     if table and given:
         raise SpecError(f"--table gives the shapes: leave out --{next(iter(given))}")
     columns = read_csv(table) if table else {name: [value] for name, value in given.items()}
-    answer = price(kind, columns, where, cost_model(cost))
+    count = len(next(iter(columns.values()), ()))
+    places = [f"{table} line {line}" for line in range(2, count + 2)] if table else []
+    answer = price(kind, columns, where, cost_model(cost), places=places)
+    told = {**columns, **answer} if table else answer
     if as_json:
-        rows = [dict(zip(answer, row, strict=True)) for row in zip(*answer.values(), strict=True)]
+        rows = [dict(zip(told, row, strict=True)) for row in zip(*told.values(), strict=True)]
         print_json(rows if table else rows[0])
     elif table:
-        write_csv(out, {**columns, **answer})
+        write_csv(out, told)
     else:
         row = {name: values[0] for name, values in answer.items()}
         print_table(f"{kind} on {where.name}", [row])

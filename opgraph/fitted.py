@@ -67,6 +67,7 @@ class Asked:
     shape : the kernel's shape.
     share : the operator's part of what the kernel does, where the kernel does more.
     instead : another kernel that may be used, where it is faster.
+    alien : how the shape is not of the kind that was measured; empty where it is.
     """
 
     kernel: str
@@ -74,6 +75,7 @@ class Asked:
     shape: Any
     share: Number = 1.0
     instead: "Asked | None" = None
+    alien: str = ""
 
 
 # what another operator's kernel does too
@@ -120,7 +122,8 @@ class Fitted:
         level = kernel.level(self.name)
         seen: Any = kernel_chip(chip)
         time, limiter = price(kernel, asked.shape, seen, level, fit)
-        low, high = map(_plain, interval(kernel, asked.shape, seen, level, fit))
+        alien = origin != "measured"
+        low, high = map(_plain, interval(kernel, asked.shape, seen, level, fit, alien=alien))
         time = _plain(time * asked.share)
         return replace(
             ideal, time=time, limiter=_plain(limiter), low=time * low, high=time * high,
@@ -141,7 +144,7 @@ def ask(operator: Operator, sizes: Sizes, machine: Machine) -> Asked | None:
 
 @ask.register
 def _(operator: Einsum, sizes: Sizes, machine: Machine) -> Asked | None:
-    words = _product_format(operator)
+    words = _product_format(operator, machine)
     if words is None:
         return None
     dtype, shape_dtype = words
@@ -153,7 +156,7 @@ def _(operator: Einsum, sizes: Sizes, machine: Machine) -> Asked | None:
 @ask.register
 def _(operator: GroupedEinsum, sizes: Sizes, machine: Machine) -> Asked | None:
     """The fused layer (routing, products, weighted sum), by each product's part of the FLOP."""
-    words = _product_format(operator)
+    words = _product_format(operator, machine)
     if words is None or operator.kind != "moe":
         return None
     shape = operator.shape(sizes)
@@ -228,10 +231,17 @@ def _(operator: Attention, sizes: Sizes, machine: Machine) -> Asked:
 def _(operator: Attention, sizes: Sizes, machine: Machine) -> Asked | None:
     batch, heads = (operator.size(sizes, dim) for dim in ("batch", "heads"))
     seq, cache = operator.size(sizes, "seq"), operator.inputs[-1].format
-    op = "mla_decode" if isinstance(operator, AbsorbedAttention) else "mla_prefill"
     dtype = "bf16" if cache.bits > 8 else "bf16-kv-fp8"
-    context = operator.keys(sizes)
-    return Asked(op, dtype, MlaShape(batch, seq, context, heads, "bf16", cache.nbytes))
+    shape = MlaShape(batch, seq, operator.keys(sizes), heads, "bf16", cache.nbytes)
+    if isinstance(operator, AbsorbedAttention):
+        latent, rope = (operator.size(sizes, t.dims[-1]) for t in operator.inputs[2:4])
+        op, shape = "mla_decode", shape._replace(latent=latent, rope=rope)
+    else:
+        # a key's own part, what all heads' keys share, a value
+        nope, rope, value = (operator.size(sizes, t.dims[-1]) for t in operator.inputs[2:5])
+        op, shape = "mla_prefill", shape._replace(nope=nope, rope=rope, value=value)
+    measured = shape[-4:] == MlaShape(batch, seq, 0, heads)[-4:]
+    return Asked(op, dtype, shape, alien="" if measured else "other head sizes")
 
 
 @ask.register
@@ -299,12 +309,16 @@ def _stream(operator: Operator, sizes: Sizes) -> Asked:
     return Asked(*_STREAM, StreamShape(count / columns, columns, *each))
 
 
-def _product_format(operator: Einsum) -> tuple[str, str] | None:
-    """The fit's and the shape's word for a product's formats; None for wider than 16 bit."""
+def _product_format(operator: Einsum, machine: Machine) -> tuple[str, str] | None:
+    """The fit's and the shape's word for a product's formats; None for wider than 16 bit.
+
+    What the chip cannot multiply as narrow as it is stored, engines unpack to 16 bits.
+    """
     inputs, weights = (tensor.format for tensor in operator.inputs[:2])
     if inputs.bits > 16:
         return None
-    if inputs.bits == 16:
+    unpacked = inputs.bits < 8 and inputs.compute not in machine.platform.chip.matrix
+    if inputs.bits == 16 or unpacked:
         narrow = {8: "w8a16", 4: "w4a16", 3: "w4a16"}.get(int(weights.bits))
         word = "w4a16_mxfp4" if weights.name == "mxfp4" else narrow or "bf16"
         return word, word
@@ -319,8 +333,10 @@ def _look_up(book: Book, asked: Asked) -> tuple[Calibration, str] | None:
     while dtype is not None:
         fit = book.get((asked.kernel, dtype))
         if fit is not None:
-            kind = "measured" if dtype == asked.dtype else f"transferred from {dtype}"
-            return fit, kind if fit.provenance.startswith("measured") else "transferred"
+            if not fit.provenance.startswith("measured"):
+                return fit, "transferred"
+            source = asked.alien or (dtype if dtype != asked.dtype else "")
+            return fit, f"transferred from {source}" if source else "measured"
         dtype = _NEXT.get(dtype)
     return None
 

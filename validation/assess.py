@@ -11,13 +11,8 @@ from hardware import SpecError, load_chip
 from opgraph.kernels import KERNELS, kernel_chip, load_calibration
 from validation.accuracy import (
     ANCHOR_SPREAD,
-    INTERVAL,
-    Bands,
-    Gaps,
-    beyond,
     errors,
     held_out,
-    intervals,
     other_chips,
     rows_of,
 )
@@ -30,14 +25,17 @@ from validation.calibrate import (
     fit_case,
     fit_tiled,
     pooled,
+    scatter,
 )
 from validation.chips import MEASURED
 from validation.classes import CLASSES
+from validation.conformal import CHIP, Ends, Gaps, bands, coverage, ends, read_ends, write_ends
 from validation.datasets import load
 from validation.extras import needed
 from validation.files import (
     CALIBRATION,
     EVIDENCE,
+    SCORES,
     TABLE,
     TRANSFER,
     arrays_of,
@@ -62,9 +60,7 @@ class Scored(NamedTuple):
 
     case: Case
     fits: Fits
-    gaps: Gaps  # within the chip
-    moved: Gaps  # with the parameters of other generations
-    rows: list[dict[str, Any]]
+    gaps: Gaps
 
 
 def calibrate(
@@ -82,11 +78,15 @@ def calibrate(
         first = first_pass(members)
         scored = [score(case, fit_case(case, members, first))
                   for case in members if case.chip_name in chosen]  # fmt: skip
+        whole = set(chosen) == set(MEASURED)
+        if whole:
+            write_ends(proofs / SCORES, op, ends(scored))
+        found = read_ends(proofs / SCORES)[op]
         for chip in chosen:
-            write([each for each in scored if each.case.chip_name == chip], out, proofs)
-        rows += [row for each in scored for row in each.rows]
-        if set(chosen) == set(MEASURED):
-            write_transfer(op, scored, out)
+            write([each for each in scored if each.case.chip_name == chip], found, out, proofs)
+        rows += [row for each in scored for row in rows_in(each, found)]
+        if whole:
+            write_transfer(op, scored, found, out)
     table = pd.DataFrame(rows)
     write_errors(proofs / TABLE, table)
     return table
@@ -113,30 +113,35 @@ def calibrate_own(
             **{name: split.train for name, split in case.splits.items()}}  # fmt: skip
     fits = Fits({name: fit_tiled(case, seen, prior) for name, seen in sets.items()},
                 {name: fit_calibrated(case, seen) for name, seen in sets.items()},
-                None)  # fmt: skip
-    scored = score(case, fits)
-    write([scored], out)
-    return pd.DataFrame(scored.rows)
+                None, {})  # fmt: skip
+    fits = fits._replace(scatter={name: scatter(case, fits, name) for name in sets})
+    scored, found = score(case, fits), read_ends(EVIDENCE / SCORES)[op]
+    write([scored], found, out)
+    return pd.DataFrame(rows_in(scored, found))
 
 
 def score(case: Case, fits: Fits) -> Scored:
     """Return the errors of a fitted case."""
-    gaps, moved = held_out(case, fits), other_chips(case, fits)
-    return Scored(case, fits, gaps, moved, rows_of(case, {**gaps, **moved}, intervals(gaps)[1]))
+    return Scored(case, fits, {**held_out(case, fits), **other_chips(case, fits)})
 
 
-def write(scored: list[Scored], out: Path, proofs: Path | None = None) -> None:
+def rows_in(scored: Scored, found: Ends) -> list[dict[str, Any]]:
+    """Return the table's rows of a fitted case."""
+    case, fits, gaps = scored
+    return rows_of(case, gaps, coverage(case, fits, gaps, found))
+
+
+def write(scored: list[Scored], found: Ends, out: Path, proofs: Path | None = None) -> None:
     """Write the calibration of one chip, and its evidence."""
     if not scored:
         return
     entries: dict[str, Any] = {}
     proof: dict[str, Any] = {}
     arrays: dict[str, Any] = {}
-    for case, fits, gaps, _, rows in scored:
-        near = around(intervals(gaps)[0])
-        found = {"interval": near, "beyond": beyond(gaps, near),
-                 "errors": _summary(rows)}  # fmt: skip
-        entries.setdefault(case.op, {})[case.dtype] = entry(case, fits, found)
+    for case, fits, gaps in scored:
+        moved = fits.transferred.scatter if fits.transferred else None
+        extra = {"interval": bands(fits.scatter["all"], moved, found), "errors": _summary(gaps)}
+        entries.setdefault(case.op, {})[case.dtype] = entry(case, fits, extra)
         proof.setdefault(case.op, {})[case.dtype] = evidence(case, fits)
         arrays.update(arrays_of(case, fits))
     chip = scored[0].case.chip_name
@@ -146,33 +151,24 @@ def write(scored: list[Scored], out: Path, proofs: Path | None = None) -> None:
         write_parameters(proofs / f"{chip}.toml", proof)
 
 
-def around(bands: Bands) -> Bands:
-    """Widen the intervals that exclude the prediction itself; that of a bound need not hold it."""
-    return {level: [low, high] if level == "ideal" else [min(low, 1.0), max(high, 1.0)]
-            for level, (low, high) in bands.items()}  # fmt: skip
-
-
-def _summary(rows: list[dict[str, Any]]) -> dict[str, float]:
+def _summary(gaps: Gaps) -> dict[str, float]:
     """Return the geomean errors in percent, by split and level."""
-    return {f"{row['split']}.{row['level']}": row["geomean_error"] for row in rows}
+    return {f"{split}.{level}": errors(gap)["geomean_error"]
+            for split, by_level in gaps.items() for level, gap in by_level.items()}  # fmt: skip
 
 
-def write_transfer(op: str, scored: list[Scored], out: Path) -> None:
+def write_transfer(op: str, scored: list[Scored], found: Ends, out: Path) -> None:
     """Write the parameters for chips that nobody measured, with the errors of unseen chips."""
     entries = {}
     for dtype in dict.fromkeys(each.case.dtype for each in scored):
         same = [each for each in scored if each.case.dtype == dtype]
         centre = [s for s in same if not MEASURED[s.case.chip_name].workstation] or same
-        gaps = _joined([each.moved["chip"] for each in centre if "chip" in each.moved])
-        if gaps:
-            near = {level: np.exp(np.quantile(gap, INTERVAL)).tolist()
-                    for level, gap in gaps.items()}  # fmt: skip
-            near = around(near)
-            near["corrected"] = near.get("tiled", near["calibrated"])  # no residual travels
-            rows = {f"chip.{level}": errors(gap)["geomean_error"] for level, gap in gaps.items()}
+        unseen = _joined([each.gaps[CHIP] for each in centre if CHIP in each.gaps])
+        if unseen:
             members = [each.case for each in centre]
-            found = {"interval": near, "errors": rows}
-            entries[dtype] = transfer_entry(members, pooled(op, members), found)
+            pool = pooled(op, members)
+            extra = {"interval": bands({}, pool.scatter, found), "errors": _summary({CHIP: unseen})}
+            entries[dtype] = transfer_entry(members, pool, extra)
     write_parameters(out / f"{TRANSFER}.toml", {op: entries})
 
 

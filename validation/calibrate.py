@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hardware import load_chip
-from opgraph.kernels import Calibration, KernelChip, kernel_chip, price
+from opgraph.kernels import Calibration, Kernel, KernelChip, kernel_chip, price
 from opgraph.kernels.residual import Residual
 from opgraph.kernels.smooth_roofline import SmoothRoofline, smooth_roofline
 from validation.chips import MEASURED, alike
 from validation.classes import CLASSES
 from validation.datasets import Sample, load, take
-from validation.fitting import Prior, fit_parameters, fit_residual, fitted_range
+from validation.fitting import Prior, fit_parameters, fit_residual
 from validation.splits import Split, splits, subset
 
 FIT_ROWS = 1500
@@ -37,12 +37,17 @@ class Case(NamedTuple):
     sample: Sample
     splits: Mapping[str, Split]
 
+    def rows(self, name: str) -> np.ndarray:
+        """Return the rows that a fit of this name sees: those of a split, or "all"."""
+        return np.arange(len(self.sample.measured)) if name == "all" else self.splits[name].train
+
 
 class Pool(NamedTuple):
     """Parameters of several chips at once."""
 
     tiled: Any
     calibrated: SmoothRoofline
+    scatter: Mapping[str, float]
 
 
 class Fits(NamedTuple):
@@ -51,10 +56,11 @@ class Fits(NamedTuple):
     tiled: Mapping[str, Any]  # "all" and each split
     calibrated: Mapping[str, SmoothRoofline]
     transferred: Pool | None
+    scatter: Mapping[str, Mapping[str, float]]  # mean |ln error| of the rows fitted, by level
 
 
 def cases(op: str, chips: Iterable[str] = tuple(MEASURED)) -> list[Case]:
-    """Return every measured case of a class; mistuned rows are left out."""
+    """Return every measured case of a class."""
     kernel, dataset = CLASSES[op]
     answer = []
     for name in chips:
@@ -62,18 +68,8 @@ def cases(op: str, chips: Iterable[str] = tuple(MEASURED)) -> list[Case]:
         for dtype in dataset.select:
             sample = load(dataset, chip, dtype, system=MEASURED[name].system)
             if sample is not None:
-                sample = only(sample, sample.tuned)
                 answer.append(Case(op, name, dtype, chip, sample, splits(kernel, sample, chip)))
     return answer
-
-
-def only(sample: Sample, mask: np.ndarray) -> Sample:
-    """Return the sample of the rows in a mask."""
-    rows = np.flatnonzero(mask)
-    return sample._replace(
-        shape=take(sample.shape, rows), measured=sample.measured[rows],
-        family=sample.family[rows], tuned=sample.tuned[rows], frame=sample.frame.iloc[rows],
-    )  # fmt: skip
 
 
 def stored(case: Case, data: Mapping[str, Any]) -> Fits:
@@ -83,8 +79,10 @@ def stored(case: Case, data: Mapping[str, Any]) -> Fits:
     return Fits(
         {name: kind(**data[name]["tiled"]) for name in case.splits},
         {name: SmoothRoofline(**data[name]["calibrated"]) for name in case.splits},
-        Pool(kind(**moved["tiled"]), SmoothRoofline(**moved["calibrated"])) if moved else None,
-    )
+        Pool(kind(**moved["tiled"]), SmoothRoofline(**moved["calibrated"]), moved["scatter"])
+        if moved else None,
+        {name: data[name]["scatter"] for name in case.splits},
+    )  # fmt: skip
 
 
 def fit_tiled(case: Case, rows: np.ndarray, prior: Prior | None = None) -> Any:
@@ -111,17 +109,17 @@ def fit_calibrated(case: Case, rows: np.ndarray) -> SmoothRoofline:
     return found
 
 
-def fit_corrected(case: Case, rows: np.ndarray, tiled: Any) -> Residual:
-    """Return the residual of the physics on some rows; of a class without, only their ranges."""
+def fit_corrected(case: Case, rows: np.ndarray, tiled: Any) -> Residual | None:
+    """Return the residual of the physics on some rows, if the class has one."""
     kernel = CLASSES[case.op].kernel
+    if "corrected" not in kernel.levels:
+        return None
     rows = subset(rows, RESIDUAL_ROWS)
     shape = take(case.sample.shape, rows)
     features = {
         name: np.broadcast_to(value, rows.shape)
         for name, value in kernel.features(shape, case.chip).items()
     }
-    if "corrected" not in kernel.levels:
-        return fitted_range(features, kernel.terms)
     time = kernel.tiled(shape, case.chip, tiled).time
     return fit_residual(features, np.log(case.sample.measured[rows] / time), kernel.terms)
 
@@ -163,7 +161,18 @@ def pooled(op: str, members: list[Case]) -> Pool:
         lambda params: np.concatenate([smooth_roofline(w, c, params).time for w, c in works]),
         measured, SmoothRoofline, prior=Prior(SmoothRoofline(), FREE_SPREAD),
     )  # fmt: skip
-    return Pool(tiled, calibrated)
+    model = Calibration("", calibrated, tiled, None, {})
+    times = {
+        level: np.concatenate([price(kernel, s, c, level, model).time for s, c, _ in parts])
+        for level in travelling(kernel)
+    }
+    return Pool(tiled, calibrated, {level: float(np.mean(np.abs(np.log(measured / time))))
+                                    for level, time in times.items()})  # fmt: skip
+
+
+def travelling(kernel: Kernel) -> list[str]:
+    """Return the levels that other chips' parameters have: a residual does not travel."""
+    return [level for level in kernel.levels if level not in ("ideal", "corrected")]
 
 
 def transferred(members: list[Case], case: Case) -> Pool | None:
@@ -193,17 +202,28 @@ def fit_case(case: Case, members: list[Case], first: Mapping[tuple[str, str], An
     sets = {"all": everything, **{name: split.train for name, split in case.splits.items()}}
     tiled = {name: fit_tiled(case, rows, prior) for name, rows in sets.items()}
     calibrated = {name: fit_calibrated(case, rows) for name, rows in sets.items()}
-    return Fits(tiled, calibrated, transferred(members, case))
+    fits = Fits(tiled, calibrated, transferred(members, case), {})
+    return fits._replace(scatter={name: scatter(case, fits, name) for name in sets})
 
 
-def predictions(case: Case, fits: Fits, split: str) -> dict[str, np.ndarray]:
-    """Return predicted times of the held-out rows of a split, by level."""
-    kernel = CLASSES[case.op].kernel
-    train, test = case.splits[split]
-    shape = take(case.sample.shape, test)
-    residual = fit_corrected(case, train, fits.tiled[split])
-    model = Calibration("", fits.calibrated[split], fits.tiled[split], residual, {}, {})
+def model_of(case: Case, fits: Fits, name: str) -> Calibration:
+    """Return the model of a split (or "all"): stored parameters, its residual fitted again."""
+    residual = fit_corrected(case, case.rows(name), fits.tiled[name])
+    return Calibration("", fits.calibrated[name], fits.tiled[name], residual, {})
+
+
+def gaps(case: Case, model: Calibration, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Return ln(measured / predicted) of some rows, by level."""
+    kernel, shape = CLASSES[case.op].kernel, take(case.sample.shape, rows)
     return {
-        level: np.broadcast_to(price(kernel, shape, case.chip, level, model).time, test.shape)
+        level: np.log(
+            case.sample.measured[rows] / price(kernel, shape, case.chip, level, model).time
+        )
         for level in kernel.levels
     }
+
+
+def scatter(case: Case, fits: Fits, name: str) -> dict[str, float]:
+    """Return the mean |ln error| of the rows that a fit has seen, by level."""
+    found = gaps(case, model_of(case, fits, name), subset(case.rows(name), RESIDUAL_ROWS))
+    return {level: float(np.mean(np.abs(gap))) for level, gap in found.items() if level != "ideal"}

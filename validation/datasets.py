@@ -1,8 +1,7 @@
 """Measured kernel tables: where they are, how they are cleaned and why, what shape a row is."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,20 +35,24 @@ class Sample(NamedTuple):
     shape: Any
     measured: np.ndarray  # seconds
     family: np.ndarray  # rows of the held-out shape family
-    tuned: np.ndarray  # rows whose kernel is not a known mistuned one
     provenance: str
     frame: pd.DataFrame
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One measured table: its backend of reference, its cleaning, its rows as shapes."""
+    """One measured table: the backends to choose from, its cleaning, its rows as shapes.
+
+    Of the backends that time the same work, the reference is the one that took least time over
+    the shapes that they share: no prediction and no error takes part in the choice.
+    """
 
     op: str
     table: str
     keys: tuple[str, ...]  # columns that identify a measurement
-    backends: Mapping[str, str]  # number format -> reference backend
-    why: str  # of that choice
+    load: str  # the one of them that grows with the load, for shapes that are otherwise the same
+    backends: tuple[str, ...]  # those that time the same work
+    why: str  # of these
     select: Mapping[str, Mapping[str, str]]  # number format -> column values
     shape: Callable[[pd.DataFrame, Any, str], Any]
     family: Callable[[pd.DataFrame], Any]
@@ -58,35 +61,83 @@ class Dataset:
     latency: str = "latency"
     unit: float = MILLISECOND
     main_kernel_only: bool = True
-    by_system: Mapping[str, str] = field(default_factory=dict)  # by system, or system/format
-    rivals: tuple[str, ...] = ()  # backends that tell which groups of rows are mistuned
-    rival_format: str = ""  # a wider format that must not be faster either
-    group: tuple[str, ...] = ()  # columns of such a group
+    group: tuple[str, ...] = ()  # columns within which another backend may be chosen
+    wider: str = ""  # a format that no group may be much slower than: its kernel is mistuned
 
 
+WIDE = 0.25  # a backend with fewer than this part of the rows is no candidate
 MISTUNED = 1.4
 
 
-def load(dataset: Dataset, chip: Any, dtype: str, *, system: str = "", backend: str | None = None,
+def load(dataset: Dataset, chip: Any, dtype: str, *, system: str = "",
          source: Path | None = None) -> Sample | None:  # fmt: skip
-    """Return the cleaned rows, or None where the table, backend or format was not measured.
+    """Return the cleaned rows, or None where the table or format was not measured.
 
     `source` is a CSV or parquet file with the same columns instead of the package's table.
     Raises SpecError where that file lacks a column or a positive time.
     """
     if source is not None:
         return _own(dataset, chip, dtype, source)
-    declared = (dataset.by_system.get(f"{system}/{dtype}"), dataset.by_system.get(system))
-    backend = backend or declared[0] or declared[1] or dataset.backends[dtype]
-    path = _table(dataset.table, system, backend)
-    if path is None:
-        return None
-    frame, kernel = _clean(dataset, path, dtype, {"system": system, "backend": backend})
+    frame = _reference(dataset, system, dtype)
     if frame.empty:
         return None
-    slot = f"{TABLES} {TABLES_VERSION} {path.parent.parent.name}/{path.parent.name}"
-    return _sample(dataset, (frame, chip, dtype), f"{slot} {kernel}".strip(),
-                   _tuned(dataset, frame, dtype))  # fmt: skip
+    if dataset.wider and dtype != dataset.wider:
+        frame = _tuned(dataset, frame, _reference(dataset, system, dataset.wider))
+    slots = ", ".join(frame["slot"].value_counts().index)
+    return _sample(dataset, (frame, chip, dtype), f"{TABLES} {TABLES_VERSION} {slots}")
+
+
+def _reference(dataset: Dataset, system: str, dtype: str) -> pd.DataFrame:
+    """Return the rows of the fastest backend, cleaned; none where the format was not measured."""
+    frames = {}
+    for backend in dataset.backends:
+        path = _table(dataset.table, system, backend)
+        if path is None:
+            continue
+        frame, kernel = _clean(dataset, path, dtype, {"system": system, "backend": backend})
+        slot = f"{path.parent.parent.name}/{path.parent.name} {kernel}".strip()
+        frames[backend] = frame.assign(slot=slot)
+    frames = {backend: frame for backend, frame in frames.items() if len(frame)}
+    return fastest(dataset, frames) if frames else pd.DataFrame()
+
+
+def fastest(dataset: Dataset, frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return the rows of the backend that takes least time over the shapes that all measured.
+
+    A backend with few rows is no candidate. Where the dataset has groups, each of the chosen
+    backend's groups that another one runs faster is taken from that one.
+    """
+    most = max(len(frame) for frame in frames.values())
+    wide = [frame for frame in frames.values() if len(frame) >= WIDE * most]
+    rows = pd.concat(wide, ignore_index=True)
+    keys = [key for key in dataset.keys if key in rows]
+    times = rows.groupby(keys, dropna=False)["backend"].transform("size")
+    shared = times == len(wide)
+    total = rows[shared].groupby("backend")[dataset.latency].sum()
+    best = frames[str(total.idxmin())] if len(total) else wide[0]
+    for other in frames.values() if dataset.group else ():
+        best = _improved(dataset, best, other)
+    return best.reset_index(drop=True)
+
+
+def _improved(dataset: Dataset, rows: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """Return rows with the groups that the other backend runs faster taken from it."""
+    keys, group, time = list(dataset.keys), list(dataset.group), dataset.latency
+    both = rows.merge(other[[*keys, time]], on=keys, suffixes=("", "_other"))
+    totals = both.groupby(group)[[time, f"{time}_other"]].sum()
+    enough = both.groupby(group).size() >= WIDE * rows.groupby(group).size()[totals.index]
+    faster = totals.index[enough & (totals[f"{time}_other"] < totals[time])]
+    mine, theirs = (pd.MultiIndex.from_frame(frame[group]).isin(faster) for frame in (rows, other))
+    return pd.concat([rows[~mine], other[theirs]], ignore_index=True)
+
+
+def _tuned(dataset: Dataset, rows: pd.DataFrame, wider: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of groups that are not MISTUNED times slower than in a wider format."""
+    keys, time = list(dataset.keys), dataset.latency
+    both = rows[keys].merge(wider[[*keys, time]], on=keys, how="left")
+    slower = rows[time].to_numpy() / both[time]
+    median = slower.groupby([rows[name] for name in dataset.group]).transform("median")
+    return rows[~(median > MISTUNED).to_numpy()].reset_index(drop=True)
 
 
 def _own(dataset: Dataset, chip: Any, dtype: str, source: Path) -> Sample | None:
@@ -98,7 +149,7 @@ def _own(dataset: Dataset, chip: Any, dtype: str, source: Path) -> Sample | None
         frame, _ = _clean(dataset, source, dtype, {"system": "", "backend": "own"})
         if frame.empty:
             return None
-        sample = _sample(dataset, (frame, chip, dtype), source.name, np.ones(len(frame), bool))
+        sample = _sample(dataset, (frame, chip, dtype), source.name)
     except KeyError as error:
         columns = ", ".join([*dataset.select[dtype], *dataset.keys, dataset.latency])
         raise SpecError(f"{source} has no column {error}; {dataset.op} takes {columns}") from None
@@ -107,19 +158,17 @@ def _own(dataset: Dataset, chip: Any, dtype: str, source: Path) -> Sample | None
     return sample
 
 
-def _sample(
-    dataset: Dataset, rows: tuple[pd.DataFrame, Any, str], provenance: str, tuned: np.ndarray
-) -> Sample:
+def _sample(dataset: Dataset, rows: tuple[pd.DataFrame, Any, str], provenance: str) -> Sample:
     """Return cleaned rows as shapes and seconds."""
     frame, chip, dtype = rows
     measured = frame[dataset.latency].to_numpy(float) * dataset.unit
     family = np.asarray(dataset.family(frame), bool)
     shape = dataset.shape(frame, chip, dtype)
-    return Sample(shape, measured, family, tuned, provenance, frame)
+    return Sample(shape, measured, family, provenance, frame)
 
 
 def _clean(
-    dataset: Dataset, path: Path, dtype: str, origin: Mapping[str, str], *, main: bool = True
+    dataset: Dataset, path: Path, dtype: str, origin: Mapping[str, str]
 ) -> tuple[pd.DataFrame, str]:
     """Return the rows that the rules keep, one per key, and the kernel they ran."""
     frame = _read(path)
@@ -129,7 +178,7 @@ def _clean(
     for rule in dataset.rules:
         frame = frame[np.asarray(rule.keep(frame), bool)] if len(frame) else frame
     kernel = ""
-    if main and dataset.main_kernel_only and "kernel_source" in frame and len(frame):
+    if dataset.main_kernel_only and "kernel_source" in frame and len(frame):
         kernel = str(frame["kernel_source"].value_counts().index[0])
         frame = frame[frame["kernel_source"] == kernel]
     keys = [key for key in dataset.keys if key in frame]
@@ -147,31 +196,6 @@ def _read(path: Path) -> pd.DataFrame:
         return pd.read_csv(path)
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise SpecError(f"{path} is not a CSV table: {error}") from None
-
-
-def _tuned(dataset: Dataset, frame: pd.DataFrame, dtype: str) -> np.ndarray:
-    """Return rows of groups that no rival runs MISTUNED times faster in the median.
-
-    Rivals are the other backends, and every backend in the wider `rival_format`.
-    """
-    if not dataset.rivals:
-        return np.ones(len(frame), bool)
-    system, backend = frame["system"].iloc[0], frame["backend"].iloc[0]
-    best = pd.Series(np.inf, index=frame.index)
-    formats = dict.fromkeys((dtype, dataset.rival_format or dtype))
-    for rival, form in product(dataset.rivals, formats):
-        path = _table(dataset.table, system, rival)
-        if (rival, form) == (backend, dtype) or path is None:
-            continue
-        origin = {"system": system, "backend": rival}
-        other, _ = _clean(dataset, path, form, origin, main=False)
-        if len(other):
-            keys = list(dataset.keys)
-            both = frame[keys].merge(other[[*keys, dataset.latency]], on=keys, how="left")
-            best = np.minimum(best, both[dataset.latency].fillna(np.inf).to_numpy())
-    slower = (frame[dataset.latency] / best).where(np.isfinite(best))
-    median = slower.groupby([frame[name] for name in dataset.group]).transform("median")
-    return ~(median > MISTUNED).to_numpy()
 
 
 def _table(table: str, system: str, backend: str) -> Path | None:

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 import hardware
-from opgraph.kernels.calibration import residual_arrays
+from opgraph.kernels.calibration import calibration_arrays
+from opgraph.kernels.interval import Seen, seen
 from validation.calibrate import Case, Fits, Pool, fit_corrected
 from validation.classes import CLASSES
 from validation.toml import dump
@@ -22,6 +23,7 @@ from validation.toml import dump
 CALIBRATION = Path(hardware.__file__).parent / "data" / "calibration"
 EVIDENCE = Path(__file__).parent / "fits"
 TABLE = "accuracy.csv"
+SCORES = "scores.toml"
 TRANSFER = "transfer"
 
 
@@ -31,6 +33,7 @@ def entry(case: Case, fits: Fits, found: Mapping[str, Any]) -> dict[str, Any]:
         "kind": "measured",
         "data": case.sample.provenance,
         "rows": len(case.sample.measured),
+        "longest": _seen(case).longest,
         "held_out": {name: f"{len(split.test)} rows: {_meaning(case, name)}"
                      for name, split in case.splits.items()},
         "calibrated": asdict(fits.calibrated["all"]),
@@ -64,20 +67,27 @@ def _meaning(case: Case, split: str) -> str:
 def evidence(case: Case, fits: Fits) -> dict[str, Any]:
     """Return the parameters that never saw some rows, by which the errors are recomputed."""
     parts = {
-        name: {"tiled": asdict(fits.tiled[name]), "calibrated": asdict(fits.calibrated[name])}
+        name: {"tiled": asdict(fits.tiled[name]), "calibrated": asdict(fits.calibrated[name]),
+               "scatter": fits.scatter[name]}
         for name in case.splits
-    }
+    }  # fmt: skip
     if fits.transferred is None:
         return parts
     moved = {"tiled": asdict(fits.transferred.tiled),
-             "calibrated": asdict(fits.transferred.calibrated)}  # fmt: skip
+             "calibrated": asdict(fits.transferred.calibrated),
+             "scatter": fits.transferred.scatter}  # fmt: skip
     return {**parts, "transferred": moved}
 
 
 def arrays_of(case: Case, fits: Fits) -> dict[str, np.ndarray]:
-    """Return the residual tables of the final fit of one case."""
-    residual = fit_corrected(case, np.arange(len(case.sample.measured)), fits.tiled["all"])
-    return residual_arrays(case.op, case.dtype, residual)
+    """Return the residual tables of the final fit of one case, and the sizes that it has seen."""
+    residual = fit_corrected(case, case.rows("all"), fits.tiled["all"])
+    return calibration_arrays(case.op, case.dtype, residual, _seen(case))
+
+
+def _seen(case: Case) -> Seen:
+    """Return what the final fit has seen."""
+    return seen(CLASSES[case.op].kernel, case.sample.shape, case.chip)
 
 
 def write_parameters(path: Path, entries: Mapping[str, Any]) -> None:

@@ -44,7 +44,7 @@ def fit_parameters(
     """Return the parameters of `kind` that fit `predict(params)` to measured times.
 
     Minimises soft-L1 of ln(predicted / measured) within the declared bounds, starting from and
-    drawn to the prior.
+    drawn to the prior; from both ends of a switch.
     """
     from scipy.optimize import least_squares
 
@@ -55,7 +55,8 @@ def fit_parameters(
         np.log([getattr(prior.centre, name) for name in table]), low + EDGE, high - EDGE
     )
     spread = [prior.spread[n] if isinstance(prior.spread, dict) else prior.spread for n in table]
-    pull = PULL * min(1.0, np.sqrt(len(measured) / FULL)) / np.asarray(spread)
+    free = np.array([p.switch for p in table.values()])
+    pull = PULL * min(1.0, np.sqrt(len(measured) / FULL)) / np.asarray(spread) * ~free
 
     def build(z: np.ndarray) -> Any:
         return kind(**dict(zip(table, np.exp(z).tolist(), strict=True)))
@@ -64,11 +65,12 @@ def fit_parameters(
         wish = np.repeat(pull * (z - centre) / np.sqrt(REPEATS), REPEATS)
         return np.concatenate([np.log(predict(build(z)) / measured), wish])
 
-    found = least_squares(
-        errors, centre, bounds=(low, high), loss="soft_l1", f_scale=KNEE, max_nfev=EVALUATIONS,
+    starts = {tuple(np.where(free, end, centre)) for end in (low + EDGE, high - EDGE)}
+    found = [least_squares(
+        errors, start, bounds=(low, high), loss="soft_l1", f_scale=KNEE, max_nfev=EVALUATIONS,
         diff_step=STEP, x_scale="jac",
-    )  # fmt: skip
-    return build(found.x)
+    ) for start in sorted(starts)]  # fmt: skip
+    return build(min(found, key=lambda fit: fit.cost).x)
 
 
 def fit_residual(
@@ -96,15 +98,6 @@ def fit_residual(
     parts = np.split(coefficients, np.cumsum([np.prod(s) for s in sizes])[:-1])
     tables = {t: p.reshape(s) for t, p, s in zip(terms, parts, sizes, strict=True)}
     return Residual({n: knots[n] for t in terms for n in t}, tables)
-
-
-def fitted_range(
-    features: Mapping[str, np.ndarray], terms: tuple[tuple[str, ...], ...]
-) -> Residual:
-    """Return a residual that corrects nothing and knows the range of every feature."""
-    ends = {name: np.array([features[name].min(), features[name].max()])
-            for name in dict.fromkeys(n for t in terms for n in t)}  # fmt: skip
-    return Residual({name: v for name, v in ends.items() if v[0] < v[1]}, {})
 
 
 def _knots(values: np.ndarray, dimensions: int) -> np.ndarray:

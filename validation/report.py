@@ -17,6 +17,7 @@ TEXT = Path(__file__).parent / "accuracy_text.md"
 # columns of the table of one class
 _COLUMNS = (
     ("random", "calibrated"), ("random", "tiled"), ("random", "corrected"),
+    ("random", "interpolated"),
     ("family", "calibrated"), ("family", "tiled"), ("family", "corrected"),
     ("largest", "calibrated"), ("largest", "tiled"), ("largest", "corrected"),
     ("chip", "tiled"), ("chip+30", "tiled"),
@@ -62,6 +63,7 @@ def _class(op: str, table: pd.DataFrame, plots: str) -> str:
         row: dict[str, Any] = {"chip": chip, "format": dtype, "held out": _counts(case)}
         row |= {f"{s} {lv}": f"{found[s, lv]:.1f}" if (s, lv) in found else "–"
                 for s, lv in columns}  # fmt: skip
+        row["noise"] = f"{case['noise'].iloc[0]:.1f}"
         rows.append(row)
     rules = "".join(f"- {rule.name}: {rule.reason}.\n" for rule in dataset.rules)
     rules = f"Rows left out:\n\n{rules}\n" if rules else ""
@@ -78,14 +80,23 @@ def _counts(case: pd.DataFrame) -> str:
 
 
 def _coverage(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the part of held-out rows inside the intervals, at the best level of each class."""
+    """Return the part of held-out rows inside the intervals, at the best level of each class.
+
+    Each chip and format counts alike; in brackets the least and the greatest of them.
+    """
     rows = []
     for op in dict.fromkeys(table["op"]):
-        part = table[(table["op"] == op) & (table["level"] == KERNELS[op].level("corrected"))]
-        median = part.groupby("split")["coverage"].median()
-        rows.append({"class": op, "level": KERNELS[op].level("corrected"),
-                     **{split: f"{median[split]:.0f} %" if split in median else "–"
-                        for split in ("random", "family", "largest")}})  # fmt: skip
+        kernel = KERNELS[op]
+        best = kernel.level("corrected")
+        row: dict[str, Any] = {"class": op, "level": best}
+        for split in ("random", "family", "largest", "chip"):
+            level = kernel.level("tiled") if split == "chip" else best
+            part = table[(table["op"] == op) & (table["level"] == level)
+                         & (table["split"] == split)]["coverage"].dropna()  # fmt: skip
+            row[split] = (
+                f"{part.mean():.0f} % ({part.min():.0f}–{part.max():.0f})" if len(part) else "–"
+            )
+        rows.append(row)
     return rows
 
 

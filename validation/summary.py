@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from opgraph.kernels import KERNELS, LEVELS
@@ -48,7 +49,8 @@ def targets(op: str, chip: str, dtype: str) -> dict[str, float]:
 def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return a row per class and split: the median error of all chips and formats by level.
 
-    `worst` names the case with the largest error at the best level of the class.
+    Beside the levels stand the peers' way, which is to interpolate the table, and the noise floor
+    of the measurements. `worst` names the case with the largest error at the best level of the class.
     """
     rows = []
     for (op, split), part in table.groupby(["op", "split"], sort=False):
@@ -60,7 +62,8 @@ def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
                 "op": op,
                 "split": split,
                 "cases": len(best),
-                **{level: _figure(by_level.get(level)) for level in LEVELS},
+                **{level: _figure(by_level.get(level)) for level in (*LEVELS, "interpolated")},
+                "noise": _figure(part["noise"].median()),
                 "worst": f"{worst['geomean_error']:.1f} ({worst['chip']} {worst['dtype']})",
             }
         )
@@ -87,4 +90,10 @@ def _best(op: str, part: pd.DataFrame) -> str:
 
 def _figure(value: float | None) -> str:
     """Return a percentage in three digits, or a dash."""
-    return "–" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+    return (
+        "–"
+        if value is None or np.isnan(value)
+        else f"{value:.0f}"
+        if value >= 100
+        else f"{value:.1f}"
+    )

@@ -20,7 +20,6 @@ TRT_COPIES, OTHER_COPIES = 5, 6
 HELD_SIZES = (5120, 7168)
 HELD_HEADS = (12, 40)
 HELD_KV_HEADS = 4
-BLACKWELL = ("b200_sxm", "gb200", "b300_sxm", "gb300")
 
 
 def _columns(frame: pd.DataFrame, *names: str) -> tuple[np.ndarray, ...]:
@@ -45,14 +44,9 @@ GEMM_RULES = (
          lambda f: (f["n"] >= LEAST_SIDE) & (f["k"] >= LEAST_SIDE)),
 )  # fmt: skip
 GEMM_TABLE = Dataset(
-    op="gemm", table="gemm", keys=("m", "n", "k"),
-    backends={"bf16": "trtllm", "fp8": "trtllm", "fp8_block": "trtllm", "nvfp4": "vllm",
-              "int8": "trtllm", "w8a16": "trtllm", "w4a16": "trtllm"},
-    by_system={"a100_sxm/bf16": "sglang"},
-    why="TRT-LLM has every format, on every chip; its fp8 adds 9 us of dynamic quantisation, which "
-        "is a term of its own, so that static fp8 is the same fit without it; its neighbouring "
-        "shapes scatter least. nvfp4: vLLM, which agrees with SGLang where TRT-LLM adds 6 us. "
-        "A100 bf16: SGLang, whose table has the whole grid (TRT-LLM 1.0.0: a quarter)",
+    op="gemm", table="gemm", keys=("m", "n", "k"), load="m",
+    backends=("trtllm", "sglang", "vllm"),
+    why="a linear layer as each engine calls it, with the quantiser of its activation",
     select={"bf16": {"gemm_dtype": "bfloat16"}, "fp8": {"gemm_dtype": "fp8"},
             "fp8_block": {"gemm_dtype": "fp8_block"}, "nvfp4": {"gemm_dtype": "nvfp4"},
             "int8": {"gemm_dtype": "sq"}, "w8a16": {"gemm_dtype": "int8_wo"},
@@ -90,19 +84,18 @@ def _attention_family(frame: pd.DataFrame) -> Any:
 
 
 PREFILL_TABLE = Dataset(
-    op="attention_prefill", table="context_attention", keys=ATTENTION_KEYS,
-    backends=dict.fromkeys(("bf16", "bf16-kv-fp8", "fp8"), "trtllm"),
-    by_system=dict.fromkeys(("l40s", "rtx_pro_6000_server"), "vllm"),
-    why="one kernel family (FMHA) and the widest sweep; it is not tuned for workstation chips, "
-        "where vLLM's FlashAttention-2 is a third faster",
+    op="attention_prefill", table="context_attention", keys=ATTENTION_KEYS, load="isl",
+    backends=("trtllm",),
+    why="one kernel family (FMHA), the widest sweep, and the only one that times all that a "
+        "prefill step runs: rotation, cache write and attention",
     select=ATTENTION_SELECT, shape=_attention_shape, family=_attention_family,
     family_means="12 or 40 heads, or 4 KV heads",
 )  # fmt: skip
 DECODE_TABLE = Dataset(
-    op="attention_decode", table="generation_attention", keys=ATTENTION_KEYS,
-    backends=dict.fromkeys(("bf16", "bf16-kv-fp8"), "sglang"),
-    why="one labelled kernel per chip on all nine (TRT-LLM switches between several unlabelled "
-        "ones; vLLM's FlashAttention-2 on A100 and workstation chips leaves cores idle in steps)",
+    op="attention_decode", table="generation_attention", keys=ATTENTION_KEYS, load="step",
+    backends=("sglang", "vllm"),
+    why="the attention operator as each engine calls it, under the kernel's name; TRT-LLM's rows "
+        "do not say which of several kernels ran",
     select={k: ATTENTION_SELECT[k] for k in ("bf16", "bf16-kv-fp8")},
     shape=_attention_shape, family=_attention_family,
     family_means="12 or 40 heads, or 4 KV heads",
@@ -130,6 +123,32 @@ def _custom_shape(frame: pd.DataFrame, chip: Any, dtype: str) -> CollectiveShape
     return CollectiveShape(size * HALF, chips, chip.link_bandwidth, "all_reduce")
 
 
+STALL = 1.5
+
+
+def _not_stalled(size: str, keys: tuple[str, ...]) -> Any:
+    """Return a rule that keeps rows not much slower than one of the same keys that is as large."""
+
+    def keep(frame: pd.DataFrame) -> Any:
+        groups = [key for key in keys if key != size]
+        ordered = frame.sort_values(size, ascending=False)
+        floor = ordered.groupby(groups, sort=False)["latency"].cummin()
+        return (ordered["latency"] <= STALL * floor).reindex(frame.index)
+
+    return keep
+
+
+def _stalled(size: str, keys: tuple[str, ...]) -> Rule:
+    """Return the rule that leaves out the collector's stalls."""
+    return Rule("stalled", "rows over 1.5 times slower than one of the same group with more to "
+                "send are stalls of the collector", _not_stalled(size, keys))  # fmt: skip
+
+
+NCCL_KEYS = ("num_gpus", "message_size", "nccl_dtype")
+CUSTOM_KEYS = NCCL_KEYS[:2]
+TRAY = 4  # chips that GB300 has under one host
+
+
 def _chip_count_family(frame: pd.DataFrame) -> Any:
     """Return rows of the largest chip count."""
     return frame["num_gpus"] == frame["num_gpus"].max()
@@ -137,8 +156,9 @@ def _chip_count_family(frame: pd.DataFrame) -> Any:
 
 NCCL_TABLES = tuple(
     Dataset(
-        op=operation, table="nccl", keys=("num_gpus", "message_size", "nccl_dtype"),
-        backends={"any": "nccl"}, why="nccl-tests, the library itself",
+        op=operation, table="nccl", keys=NCCL_KEYS, load="message_size",
+        rules=(_stalled("message_size", NCCL_KEYS),),
+        backends=("nccl",), why="nccl-tests, the library itself",
         select={"any": {"op_name": name}},
         shape=_collective_shape(operation), family=_chip_count_family,
         family_means="the largest chip count", main_kernel_only=False,
@@ -146,14 +166,17 @@ NCCL_TABLES = tuple(
     for operation, name in NCCL_NAMES.items()
 )  # fmt: skip
 CUSTOM_ALL_REDUCE_TABLE = Dataset(
-    op="custom_all_reduce", table="custom_allreduce", keys=("num_gpus", "message_size"),
-    backends={"bf16": "trtllm"}, why="one-shot and two-shot kernels under CUDA graphs on all chips",
+    op="custom_all_reduce", table="custom_allreduce", keys=CUSTOM_KEYS, load="message_size",
+    backends=("trtllm",), why="one-shot and two-shot kernels under CUDA graphs on all chips",
     select={"bf16": {}}, shape=_custom_shape, family=_chip_count_family,
     family_means="the largest chip count", main_kernel_only=False,
     rules=(
         Rule("eager", "`_eager` rows time the host, not the kernel",
              lambda f: "kernel_source" not in f
              or ~f["kernel_source"].astype(str).str.endswith("_eager")),
+        _stalled("message_size", CUSTOM_KEYS),
+        Rule("several trays", "beyond the four chips of a GB300 tray TRT-LLM runs another kernel",
+             lambda f: (f["system"] != "gb300") | (f["num_gpus"] <= TRAY)),
     ),
 )  # fmt: skip
 A2A_BYTES = {"bfloat16": 2.0, "fp8": 1.0, "nvfp4": 0.5625, "fp4": 0.5625, "default": 2.0}
@@ -172,25 +195,12 @@ def _dispatch_shape(phase: str) -> Any:
 
 
 A2A_KEYS = ("num_tokens", "hidden_size", "topk", "ep_size", "num_experts", "node_num")
-STALL = 1.5
-
-
-def _not_stalled(frame: pd.DataFrame) -> Any:
-    """Keep rows that are not much slower than the fastest with at least as many tokens."""
-    groups = [key for key in A2A_KEYS if key != "num_tokens"]
-    ordered = frame.sort_values("num_tokens", ascending=False)
-    floor = ordered.groupby(groups, sort=False)["latency"].cummin()
-    return (ordered["latency"] <= STALL * floor).reindex(frame.index)
-
-
 DISPATCH_TABLES = tuple(
     Dataset(
         op=phase, table="moe_a2a", latency="latency", unit=MICROSECOND,
-        keys=A2A_KEYS,
-        rules=(Rule("stalled", "rows over 1.5 times slower than one of the same group with more "
-                    "tokens are stalls of the collector", _not_stalled),),
-        backends={f"{mode}-{form}": "trtllm" for mode in ("ll", "ht")
-                  for form in ("bfloat16", "fp8", "nvfp4")},
+        keys=A2A_KEYS, load="num_tokens",
+        rules=(_stalled("num_tokens", A2A_KEYS),),
+        backends=("trtllm",),
         why="TRT-LLM's DeepEP port is measured in both modes and all formats",
         select={f"{mode}-{form}": {"comm_backend": f"trtllm_deepep_{mode}", "phase": phase,
                                    "comm_dtype": form}
@@ -218,14 +228,14 @@ def _mla_shape(frame: pd.DataFrame, chip: Any, dtype: str) -> MlaShape:
 
 MLA_TABLES = tuple(
     Dataset(
-        op=op, table=table, keys=MLA_KEYS, backends=dict.fromkeys(MLA_SELECT, "trtllm"),
-        by_system=dict.fromkeys(BLACKWELL, "sglang"),
-        why="one kernel per generation; on Blackwell SGLang runs the same one under its own name",
+        op=op, table=table, keys=MLA_KEYS, load=load, backends=("trtllm", "sglang"),
+        why="the latent attention operator as each engine calls it",
         select=MLA_SELECT,
         shape=_mla_shape, family=lambda f: f["num_heads"].isin(HELD_MLA_HEADS),
         family_means="16 or 64 heads",
     )
-    for op, table in (("mla_prefill", "context_mla"), ("mla_decode", "generation_mla"))
+    for op, table, load in (("mla_prefill", "context_mla", "isl"),
+                            ("mla_decode", "generation_mla", "step"))
 )  # fmt: skip
 
 MOE_KEYS = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size",
@@ -253,12 +263,13 @@ def _moe_family(frame: pd.DataFrame) -> Any:
 
 
 MOE_TABLE = Dataset(
-    op="moe", table="moe", keys=MOE_KEYS,
-    backends={"bf16": "trtllm", "fp8": "trtllm", "fp8_block": "trtllm", "nvfp4": "sglang",
-              "w4a16": "sglang"},
-    by_system=dict.fromkeys(BLACKWELL, "sglang"),
-    why="the fastest kernel of the generation: TRT-LLM CUTLASS on Ampere to Hopper, the "
-        "trtllm-gen kernels (through SGLang) on Blackwell, where vLLM agrees within 4 %",
+    op="moe", table="moe", keys=MOE_KEYS, load="num_tokens",
+    backends=("trtllm", "sglang", "vllm"),
+    group=("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size"),
+    why="the fused layer as each engine calls it; an engine that is the fastest with experts split "
+        "over chips may be the slowest with each expert split, so a model's shape and split that "
+        "another engine runs faster is taken from that one; what is slower than bf16 is left out: "
+        "no engine's kernel is tuned for it",
     select={ours: {"moe_dtype": theirs} for ours, theirs in MOE_FORMATS.items()},
     shape=_moe_shape, family=_moe_family, family_means="every fourth model shape",
     rules=(
@@ -267,9 +278,7 @@ MOE_TABLE = Dataset(
              lambda f: ~((f["backend"] == "sglang") & (f["distribution"] == "balanced")
                          & (f["hidden_size"] == 7168) & (f["num_experts"] == 256))),
     ),
-    rivals=("trtllm", "sglang", "vllm"), rival_format="bf16",
-    group=("hidden_size", "inter_size", "moe_tp_size", "num_experts", "moe_ep_size",
-           "distribution"),
+    wider="bf16",
 )  # fmt: skip
 LEAST_TIME = 5e-4  # milliseconds: below this the table holds a difference of two timings
 
@@ -280,7 +289,7 @@ def _quantise_shape(frame: pd.DataFrame, chip: Any, dtype: str) -> StreamShape:
 
 
 QUANTISE_TABLE = Dataset(
-    op="quantise", table="scale_matrix", keys=("m", "k"), backends={"fp8": "vllm"},
+    op="quantise", table="scale_matrix", keys=("m", "k"), load="m", backends=("vllm",),
     why="static_scaled_fp8_quant: one kernel, on every chip", select={"fp8": {}},
     shape=_quantise_shape, family=lambda f: f["k"].isin(HELD_SIZES),
     family_means="k of 5120 or 7168",
@@ -317,7 +326,7 @@ def _linear_family(frame: pd.DataFrame) -> Any:
 
 GDN_TABLES = tuple(
     Dataset(
-        op=op, table="gdn", keys=GDN_KEYS, backends={"bf16": "sglang"},
+        op=op, table="gdn", keys=GDN_KEYS, load="batch_size", backends=("sglang",),
         why="the widest sweep; four kernels under their own names",
         select={"bf16": {"kernel_source": kernel}}, shape=_linear_shape(op),
         family=_linear_family, family_means="the middle count of value heads",

@@ -1,7 +1,7 @@
 """Kernel physics: what each operator class costs on a chip, at four levels of fidelity."""
 
 from opgraph.kernels.attention import DECODE, PREFILL, AttentionShape
-from opgraph.kernels.calibration import Band, Calibration, interval, load_calibration, price
+from opgraph.kernels.calibration import Calibration, interval, load_calibration, price
 from opgraph.kernels.chip import KernelChip, kernel_chip
 from opgraph.kernels.collective import (
     COLLECTIVES,
@@ -12,6 +12,7 @@ from opgraph.kernels.collective import (
     DispatchShape,
 )
 from opgraph.kernels.gemm import GEMM, GemmShape
+from opgraph.kernels.interval import RELATIONS, Band
 from opgraph.kernels.kernel import (
     LEVELS,
     Kernel,
@@ -55,6 +56,7 @@ __all__ = [
     "MLA_PREFILL",
     "MOE",
     "PREFILL",
+    "RELATIONS",
     "STREAM",
     "AttentionShape",
     "Band",

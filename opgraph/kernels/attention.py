@@ -252,14 +252,17 @@ def _split_fill(tiles: Any, chip: KernelChip) -> Any:
     )
 
 
+SIZES = ("heads", "kv_heads", "head_dim", "window")
 PREFILL = Kernel(
     "attention_prefill", PrefillParameters, attention_work, prefill, attention_features,
     terms=(("batch", "heads", "seq"), ("seq", "group", "head_dim"), ("waves", "wave_fill", "seq"),
            ("window", "seq"), ("window", "head_dim"), ("group", "batch", "seq")),
+    sizes=SIZES,
 )  # fmt: skip
 DECODE = Kernel(
     "attention_decode", DecodeParameters, attention_work, decode, attention_features,
     terms=(("kv_waves", "context", "group"), ("kv_waves", "context", "head_dim"),
            ("kv_waves", "kv_fill", "context"), ("kv_waves", "split_fill", "context"),
            ("heads", "batch", "context"), ("window", "head_dim"), ("footprint", "group")),
+    sizes=SIZES,
 )  # fmt: skip

@@ -4,39 +4,33 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from opgraph.kernels.chip import KernelChip
-from opgraph.kernels.kernel import LEVELS, Kernel, KernelTime
+from opgraph.kernels.interval import Band, Seen, widened
+from opgraph.kernels.kernel import Kernel, KernelTime
 from opgraph.kernels.residual import Residual
 from opgraph.kernels.smooth_roofline import SmoothRoofline, roofline, smooth_roofline
 
 TERM, NAME = "|", "/"  # separators of residual keys: op/dtype/knots/feature, op/dtype/table/a|b
 
 
-class Band(NamedTuple):
-    """Factors on a time between which 80 % of the measurements lie."""
-
-    low: float
-    high: float
-
-
 @dataclass(frozen=True)
 class Calibration:
     """One operator class on one chip in one number format.
 
-    `bands` hold where shapes are like the measured ones, `beyond` where they are larger or
-    otherwise unlike; both by level.
+    `bands` are by level and relation to what the fit has seen (`interval.RELATIONS`); parameters
+    that come from other chips have seen nothing.
     """
 
     provenance: str  # measured or transferred, with the data set
     calibrated: SmoothRoofline
     tiled: Any  # the kernel's own parameters
     residual: Residual | None
-    bands: Mapping[str, Band]
-    beyond: Mapping[str, Band]
+    bands: Mapping[str, Mapping[str, Band]]
+    seen: Seen | None = None
 
 
 def price(kernel: Kernel, shape: Any, chip: KernelChip, level: str, fit: Calibration) -> KernelTime:
@@ -52,17 +46,18 @@ def price(kernel: Kernel, shape: Any, chip: KernelChip, level: str, fit: Calibra
     return KernelTime(time, limiter)
 
 
-def interval(kernel: Kernel, shape: Any, chip: KernelChip, level: str, fit: Calibration) -> Band:
+def interval(
+    kernel: Kernel, shape: Any, chip: KernelChip, level: str, fit: Calibration, *,
+    alien: bool = False,
+) -> Band:  # fmt: skip
     """Return the factors on a price between which 80 % of measurements lie, shape by shape.
 
-    Within the fitted ranges that is the band of held-out rows, far beyond them the wider one of
-    shapes that were held out because they were larger or of another family.
+    `alien` says that the shape is not of the kind that was fitted (another format, other heads).
     """
-    near, far = fit.bands[level], fit.beyond[level]
-    if fit.residual is None:
-        return near
-    trust = fit.residual.trust(kernel.features(shape, chip))
-    return Band(*(a**trust * b ** (1 - trust) for a, b in zip(near, far, strict=True)))
+    bands = fit.bands[kernel.level(level)]
+    if fit.seen is None or alien:
+        return bands["transferred"]
+    return widened(bands, *fit.seen.relation(kernel, shape, chip))
 
 
 def load_calibration(
@@ -73,31 +68,33 @@ def load_calibration(
     tables = path.with_suffix(".npz")
     arrays = dict(np.load(tables)) if tables.exists() else {}
     return {
-        (op, dtype): _calibration(entry, kernels[op], _residual(arrays, op, dtype))
+        (op, dtype): _calibration(entry, kernels[op], _arrays(arrays, op, dtype))
         for op, formats in data["kernels"].items() if op in kernels
         for dtype, entry in formats.items()
     }  # fmt: skip
 
 
 def _calibration(
-    entry: Mapping[str, Any], kernel: Kernel, residual: Residual | None
+    entry: Mapping[str, Any], kernel: Kernel, arrays: Mapping[str, np.ndarray]
 ) -> Calibration:
     """Return one entry of the file."""
-    near = {level: Band(*entry["interval"][kernel.level(level)]) for level in LEVELS}
-    wide = entry.get("beyond", entry["interval"])
-    far = {level: Band(*wide[kernel.level(level)]) for level in LEVELS}
+    bands = {level: {name: Band(*ends) for name, ends in by_relation.items()}
+             for level, by_relation in entry["interval"].items()}  # fmt: skip
+    known = Seen(arrays["sizes"], entry["longest"]) if "longest" in entry else None
     return Calibration(
         f"{entry['kind']}: {entry['data']}", SmoothRoofline(**entry["calibrated"]),
-        kernel.parameters(**entry["tiled"]), residual, near, far,
+        kernel.parameters(**entry["tiled"]), _residual(arrays), bands, known,
     )  # fmt: skip
 
 
-def _residual(arrays: Mapping[str, np.ndarray], op: str, dtype: str) -> Residual | None:
-    """Return the residual tables of one entry."""
+def _arrays(arrays: Mapping[str, np.ndarray], op: str, dtype: str) -> dict[str, np.ndarray]:
+    """Return the arrays of one entry."""
     head = f"{op}{NAME}{dtype}{NAME}"
-    mine = {key.removeprefix(head): value for key, value in arrays.items() if key.startswith(head)}
-    if not mine:
-        return None
+    return {key.removeprefix(head): value for key, value in arrays.items() if key.startswith(head)}
+
+
+def _residual(mine: Mapping[str, np.ndarray]) -> Residual | None:
+    """Return the residual tables of one entry."""
     knots = {
         key.removeprefix(f"knots{NAME}"): value.astype(float)
         for key, value in mine.items()
@@ -108,12 +105,17 @@ def _residual(arrays: Mapping[str, np.ndarray], op: str, dtype: str) -> Residual
         for key, value in mine.items()
         if key.startswith("table")
     }
-    return Residual(knots, tables)
+    return Residual(knots, tables) if tables else None
 
 
-def residual_arrays(op: str, dtype: str, residual: Residual) -> dict[str, np.ndarray]:
-    """Return what `_residual` reads: half precision is a thousandth of the correction."""
+def calibration_arrays(
+    op: str, dtype: str, residual: Residual | None, known: Seen
+) -> dict[str, np.ndarray]:
+    """Return what `_calibration` reads: half precision is a thousandth of the correction."""
     head = f"{op}{NAME}{dtype}{NAME}"
+    sizes = {f"{head}sizes": np.asarray(known.sizes, np.float32)}
+    if residual is None:
+        return sizes
     knots = {
         f"{head}knots{NAME}{name}": np.asarray(value, np.float32)
         for name, value in residual.knots.items()
@@ -122,4 +124,4 @@ def residual_arrays(op: str, dtype: str, residual: Residual) -> dict[str, np.nda
         f"{head}table{NAME}{TERM.join(term)}": np.asarray(value, np.float16)
         for term, value in residual.tables.items()
     }
-    return {**knots, **tables}
+    return {**sizes, **knots, **tables}

@@ -77,8 +77,11 @@ class CustomAllReduceParameters:
     launch: float = parameter("s", 2e-7, 2e-6, 4e-5, "launch and first barrier")
     one_shot: float = parameter("s", 1e-8, 5e-7, 2e-5, "extra start of one-shot")
     one_shot_efficiency: float = parameter("1", 5e-3, 0.6, 1.5, "its reached part of the link")
-    two_shot: float = parameter("s", 1e-8, 2e-6, 6e-5, "extra start of two-shot: a second barrier")
+    two_shot: float = parameter(
+        "s", 1e-8, 1e-6, 6e-5, "extra start of two-shot per pair of chips: a second barrier"
+    )
     two_shot_efficiency: float = parameter("1", 5e-3, 0.7, 1.5, "its reached part of the link")
+    ring_start: float = parameter("s", 1e-8, 5e-6, 3e-4, "extra start of the library's ring")
     ring_step: float = parameter("s", 1e-8, 2e-6, 6e-5, "a step of the library's ring")
     ring_efficiency: float = parameter("1", 0.05, 0.7, 1.5, "its reached part of the link")
     growth: float = parameter("1", 1e-3, 0.1, 0.5, "exponent by which that grows with the chips")
@@ -146,8 +149,8 @@ def custom_all_reduce(
     whole = others * shape.nbytes / shape.link_bandwidth
     halves = 2 * whole / shape.chips
     one = params.one_shot + whole / params.one_shot_efficiency
-    two = params.two_shot + halves / params.two_shot_efficiency
-    start = params.ring_step * 2 * others
+    two = params.two_shot * shape.chips / 2 + halves / params.two_shot_efficiency
+    start = params.ring_start + params.ring_step * 2 * others
     stream = halves / (params.ring_efficiency * (shape.chips / 2) ** params.growth)
     ring = start + stream + params.pipeline * np.sqrt(start * stream)
     own = resident(shape.nbytes, params.limit)  # 1 below the limit, 0 above: a soft step
@@ -202,15 +205,17 @@ SIZE_TERMS = (("size", "chips"),)
 LIBRARY_LEVELS = ("ideal", "calibrated", "tiled")
 COLLECTIVES = {
     operation: Kernel(operation, CollectiveParameters, collective_work, collective,
-                      collective_features, terms=SIZE_TERMS, levels=LIBRARY_LEVELS)
+                      collective_features, terms=SIZE_TERMS, sizes=("chips",),
+                      levels=LIBRARY_LEVELS)
     for operation in STEPS
 }  # fmt: skip
 CUSTOM_ALL_REDUCE = Kernel(
     "custom_all_reduce", CustomAllReduceParameters, collective_work, custom_all_reduce,
-    collective_features, terms=SIZE_TERMS, levels=LIBRARY_LEVELS,
+    collective_features, terms=SIZE_TERMS, sizes=("chips",), levels=LIBRARY_LEVELS,
 )  # fmt: skip
 DISPATCH = Kernel(
     "dispatch", DispatchParameters, dispatch_work, dispatch, dispatch_features,
     terms=(("tokens", "hidden"), ("tokens", "topk")),
+    sizes=("hidden", "topk", "chips"),
 )  # fmt: skip
 COMBINE = replace(DISPATCH, name="combine")

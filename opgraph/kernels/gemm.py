@@ -239,4 +239,5 @@ GEMM = Kernel(
         ("waves_256x256", "fill_256x256"), ("waves_64x128", "fill_64x128"),
         ("waves_64x64", "fill_64x64"), ("intensity", "weight_cache"),
     ),
+    sizes=("n", "k"),
 )  # fmt: skip

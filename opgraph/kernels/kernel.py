@@ -44,7 +44,11 @@ class Work(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """A fitted number: its unit, its physical bounds, where a fit starts, what it means."""
+    """A fitted number: its unit, its physical bounds, where a fit starts, what it means.
+
+    Of a `switch` a kernel has one end or the other: fits start from both bounds, and what other
+    chips have says nothing.
+    """
 
     name: str
     unit: str
@@ -52,11 +56,14 @@ class Parameter(NamedTuple):
     upper: float
     start: float
     meaning: str
+    switch: bool
 
 
-def parameter(unit: str, lower: float, start: float, upper: float, meaning: str) -> Any:
+def parameter(
+    unit: str, lower: float, start: float, upper: float, meaning: str, *, switch: bool = False
+) -> Any:
     """Declare a fitted parameter as a dataclass field; its start is the default."""
-    data = {"unit": unit, "lower": lower, "upper": upper, "meaning": meaning}
+    data = {"unit": unit, "lower": lower, "upper": upper, "meaning": meaning, "switch": switch}
     return field(default=start, metadata=data)
 
 
@@ -70,6 +77,7 @@ def declared(kind: type) -> tuple[Parameter, ...]:
             f.metadata["upper"],
             float(str(f.default)),
             f.metadata["meaning"],
+            f.metadata["switch"],
         )
         for f in fields(kind)
     )
@@ -80,7 +88,8 @@ class Kernel:
     """One operator class: its work, its physics, its parameters, and where the residual looks.
 
     `features` gives named logarithms of dimensionless numbers; `terms` are the groups of features
-    whose joint, interpolated table corrects the physics. `levels` are those that lower the error
+    whose joint, interpolated table corrects the physics. `sizes` are the fields of a shape that a
+    model fixes, whatever its load. `levels` are those that lower the error
     on rows never fitted; asked for another, a kernel answers with the best below it.
     """
 
@@ -90,6 +99,7 @@ class Kernel:
     tiled: Callable[[Any, KernelChip, Any], KernelTime]
     features: Callable[[Any, KernelChip], dict[str, Any]]
     terms: tuple[tuple[str, ...], ...]
+    sizes: tuple[str, ...]
     levels: tuple[str, ...] = LEVELS
 
     def level(self, asked: str) -> str:

@@ -98,6 +98,7 @@ UNTILED = {"conv1d_update": ("ideal", "calibrated")}
 LINEAR = {
     op: Kernel(op, LinearParameters, linear_work, linear_attention, linear_features,
                terms=(("batch", "seq"), ("waves", "seq"), ("footprint", "value_heads")),
+               sizes=("key_heads", "value_heads", "key_dim", "value_dim"),
                levels=UNTILED.get(op, LEVELS))
     for op in LINEAR_OPS
 }  # fmt: skip

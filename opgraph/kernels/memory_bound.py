@@ -84,5 +84,5 @@ def stream_features(shape: StreamShape, chip: KernelChip) -> dict[str, Any]:
 
 STREAM = Kernel(
     "quantise", StreamParameters, stream_work, stream, stream_features,
-    terms=(("rows", "columns"), ("footprint",)),
+    terms=(("rows", "columns"), ("footprint",)), sizes=("columns", "read", "write", "flop"),
 )  # fmt: skip

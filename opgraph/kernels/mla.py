@@ -1,8 +1,9 @@
 """Multi-head latent attention (DeepSeek-V2, sec. 2.1): decode in latent space, prefill expanded.
 
-Decode is multi-query attention over one latent "head" of 512 + 64 numbers per token (weight
-absorption, DeepSeek-V2 app. B; FlashMLA 2025); prefill is ordinary attention with query-key size
-192 and value size 128, priced by `attention.prefill` at their mean.
+Decode is multi-query attention over one latent "head" of `latent` + `rope` numbers per token
+(weight absorption, DeepSeek-V2 app. B; FlashMLA 2025); prefill is ordinary attention with keys of
+`nope` + `rope` numbers and values of `value`, priced by `attention.prefill` at their mean, which
+has the FLOP and the bytes of both.
 """
 
 from dataclasses import dataclass
@@ -24,8 +25,6 @@ from opgraph.kernels.kernel import (
     soft_max,
 )
 
-LATENT, ROPE = 512.0, 64.0  # DeepSeek-V2/V3: kv_lora_rank, qk_rope_head_dim
-NOPE, VALUE = 128.0, 128.0  # qk_nope_head_dim, v_head_dim
 BLOCK = 64.0  # tokens per step (FlashMLA page)
 HEAD_TILES = (64.0, 128.0)  # query heads that one tile packs
 NARROW = 16.0  # query heads of a narrow tile: heads as columns of the product
@@ -33,7 +32,11 @@ SWITCH = 16.0  # exponent of the soft step from narrow to tall tiles
 
 
 class MlaShape(NamedTuple):
-    """Per chip: sequences, new tokens, tokens attended with them, heads; latent KV bytes."""
+    """Per chip: sequences, new tokens, tokens attended with them, heads; latent KV bytes.
+
+    The numbers of a latent, of a key's rotated and other part and of a value are DeepSeek-V3's
+    (kv_lora_rank, qk_rope_head_dim, qk_nope_head_dim, v_head_dim) where not given.
+    """
 
     batch: Any
     seq: Any
@@ -41,6 +44,10 @@ class MlaShape(NamedTuple):
     heads: Any
     dtype: str = "bf16"
     kv_bytes: float = 2.0
+    latent: Any = 512.0
+    rope: Any = 64.0
+    nope: Any = 128.0
+    value: Any = 128.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,9 @@ class MlaDecodeParameters:
     cache_bandwidth: float = parameter("1", 0.3, 1.8, 50, "L2 bandwidth in memory bandwidths")
     cache_fraction: float = parameter("1", 0.2, 0.9, 1.6, "part of L2 that keeps the KV cache")
     sharpness: float = parameter("1", 1, 3, 12, "exponent joining tiles and memory")
+    parts: float = parameter(
+        "1", 1, 1024, 1024, "most parts that the kernel splits a context into", switch=True
+    )
     merge: float = parameter("s", 1e-8, 2e-6, 3e-5, "merging the parts of a split context")
     miss: float = parameter("s", 1e-8, 3e-6, 3e-5, "extra latency when the KV cache is not in L2")
     compute_efficiency: float = parameter("1", 0.05, 0.6, 1.2, "reached part of the matrix peak")
@@ -68,9 +78,9 @@ class MlaDecodeParameters:
 
 def mla_decode_work(shape: MlaShape) -> Work:
     """Return FLOP and compulsory bytes in latent space."""
-    width = 2 * LATENT + ROPE
+    width = 2 * shape.latent + shape.rope
     flop = 2 * shape.batch * shape.seq * shape.heads * shape.context * width
-    kv = shape.batch * shape.context * (LATENT + ROPE) * shape.kv_bytes
+    kv = shape.batch * shape.context * (shape.latent + shape.rope) * shape.kv_bytes
     rows = shape.batch * shape.seq * shape.heads * width * OUTPUT_BYTES
     return Work(flop, kv + rows, shape.dtype)
 
@@ -78,7 +88,7 @@ def mla_decode_work(shape: MlaShape) -> Work:
 def mla_decode(shape: MlaShape, chip: KernelChip, params: MlaDecodeParameters) -> KernelTime:
     """Return the time of latent attention of one (or few) new tokens per sequence."""
     rows = shape.heads * shape.seq
-    nbytes = shape.batch * shape.context * (LATENT + ROPE) * shape.kv_bytes
+    nbytes = shape.batch * shape.context * (shape.latent + shape.rope) * shape.kv_bytes
     hit = resident(nbytes, params.cache_fraction * chip.cache.capacity, 12.0)
     far = nbytes * (1 - hit) / (chip.memory_bandwidth * params.memory_efficiency)
     near = nbytes / (chip.memory_bandwidth * params.cache_bandwidth)
@@ -88,7 +98,7 @@ def mla_decode(shape: MlaShape, chip: KernelChip, params: MlaDecodeParameters) -
     again = few * (np.ceil(rows / NARROW) - 1)  # each further narrow tile reads the cache again
     busy = tall ** (1 - few) * narrow**few
     memory = far + near * (hit + again)
-    moved = shape.batch * rows * (2 * LATENT + ROPE) * OUTPUT_BYTES
+    moved = shape.batch * rows * (2 * shape.latent + shape.rope) * OUTPUT_BYTES
     write = moved / (chip.memory_bandwidth * params.write_rate)
     start = params.launch + write + params.miss * (1 - hit)
     limiter = largest((Limiter.COMPUTE, busy), (Limiter.MEMORY, memory + write),
@@ -104,19 +114,19 @@ def _decode_tiles(
     tiles = shape.batch * groups
     blocks = np.ceil(shape.context / BLOCK)
     core = chip.matrix["bf16"] / chip.cores
-    load = BLOCK * (LATENT + ROPE) * shape.kv_bytes / (params.core_rate * core)
-    flop = 2 * np.clip(rows, NARROW, tall) * BLOCK * (2 * LATENT + ROPE)
+    load = BLOCK * (shape.latent + shape.rope) * shape.kv_bytes / (params.core_rate * core)
+    flop = 2 * np.clip(rows, NARROW, tall) * BLOCK * (2 * shape.latent + shape.rope)
     speed = chip.matrix[shape.dtype] / chip.cores * params.compute_efficiency
     block = np.maximum(np.maximum(params.block, load), flop / speed)
     whole = np.ceil(tiles / chip.cores) * (params.tile + blocks * block)
-    split = np.clip(np.floor(chip.cores / tiles), 1, blocks)
+    split = np.clip(np.floor(chip.cores / tiles), 1, np.minimum(blocks, params.parts))
     parts = params.tile + np.ceil(blocks / split) * block + params.merge
     return np.where(split > 1, np.minimum(whole, parts), whole)
 
 
 def expanded(shape: MlaShape) -> AttentionShape:
     """Return MLA prefill as ordinary attention with the mean of its two head sizes."""
-    size = (NOPE + ROPE + VALUE) / 2
+    size = (shape.nope + shape.rope + shape.value) / 2
     return AttentionShape(shape.batch, shape.seq, shape.context, shape.heads, shape.heads, size,
                           0.0, shape.dtype, OUTPUT_BYTES)  # fmt: skip
 
@@ -142,11 +152,14 @@ def mla_features(shape: MlaShape, chip: KernelChip) -> dict[str, Any]:
     }
 
 
+DECODE_SIZES, PREFILL_SIZES = ("heads", "latent", "rope"), ("heads", "nope", "rope", "value")
 MLA_DECODE = Kernel(
     "mla_decode", MlaDecodeParameters, mla_decode_work, mla_decode, mla_features,
     terms=(("batch", "context"), ("heads", "context"), ("groups", "group_fill")),
+    sizes=DECODE_SIZES,
 )  # fmt: skip
 MLA_PREFILL = Kernel(
     "mla_prefill", PrefillParameters, lambda shape: PREFILL.work(expanded(shape)), mla_prefill,
     mla_features, terms=(("batch", "seq"), ("heads", "seq"), ("waves", "fill")),
+    sizes=PREFILL_SIZES,
 )  # fmt: skip

@@ -223,4 +223,5 @@ MOE = Kernel(
     terms=(("rows_per_expert", "ffn"), ("rows_per_expert", "local_experts"), ("tokens", "topk"),
            ("rows_per_expert", "peak"), ("footprint", "rows_per_expert"), ("hidden", "ffn"),
            ("tokens", "gated")),
+    sizes=("hidden", "ffn", "topk", "local_experts"),
 )  # fmt: skip
