@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from rich.console import Console
 
     from opgraph.report import Report
@@ -98,6 +99,11 @@ def print_json(value: Any) -> None:
 
 def save_plot(timeline: "Timeline", path: Path) -> None:
     """Write the timeline as a picture, by the ending of the name."""
+    save_figure(timeline.plot, path, _PLOT_SIZE)
+
+
+def save_figure(draw: Callable[["Axes"], Any], path: Path, size: tuple[float, float]) -> None:
+    """Write what *draw* draws as a picture of *size* inches, by the ending of the name."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -106,9 +112,9 @@ def save_plot(timeline: "Timeline", path: Path) -> None:
     known = {".png", ".svg", ".pdf"}
     if path.suffix not in known:
         raise SpecError(f"--plot {path}: a plot is written as {', '.join(sorted(known))}")
-    figure = Figure(figsize=_PLOT_SIZE, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    timeline.plot(figure.subplots())
+    draw(figure.subplots())
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], bbox_inches="tight")
 

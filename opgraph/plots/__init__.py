@@ -5,8 +5,9 @@ Labels are measured for the size that the Axes has then: give the figure its siz
 """
 
 from opgraph.plots.bars import memory, waterfall
+from opgraph.plots.beside import side_by_side
 from opgraph.plots.drawing import COLOURS
 from opgraph.plots.gantt import timeline
 from opgraph.plots.roof import roofline
 
-__all__ = ["COLOURS", "memory", "roofline", "timeline", "waterfall"]
+__all__ = ["COLOURS", "memory", "roofline", "side_by_side", "timeline", "waterfall"]
