@@ -208,3 +208,25 @@ def _readable(row: dict[str, Any]) -> dict[str, Any]:
                for key in ("error", "share") if row.get(key) is not None}  # fmt: skip
     micro = {key: round(row[key], 1) for key in ("measured_us", "predicted_us")}
     return row | percent | micro
+
+
+@app.command("validate-traces")
+def validate_traces(
+    markdown: Annotated[Path | None, typer.Option(help="write the report")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compute the errors of the prediction on the captured steps that come with the project."""
+    from validation.captured import captured, report, steps, summary
+
+    found = captured()
+    if markdown is not None:
+        with replacing(markdown) as temporary:
+            temporary.write_text(report(found), encoding="utf-8")
+    levels, every = (
+        [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+        for table in (summary(found), steps(found))
+    )
+    if as_json:
+        print_json({"summary": levels, "rows": every})
+    else:
+        print_table("error of captured steps in percent", levels)

@@ -108,31 +108,44 @@ def compare(measured: Timeline, predicted: Timeline) -> Comparison:
     SpecError : the measured step has other products than the predicted one, or none.
     """
     measured.need_one_point("compare")
+    told = _strange(measured, predicted)
     expected = list(_groups(predicted.unroll().events))
     found = list(_groups(measured.unroll().events))
-    rows = list(_matched(found, expected, measured.name))
+    rows = list(_matched(found, expected, told))
     products = [row for row in rows if row.work is not None]
     strange = [row for row in products if not _alike(row.work or 0.0)]
-    if not products or len(strange) > MOST_STRANGE * len(products):
-        told = strange[0] if strange else None
-        raise SpecError(_unlike(measured.name, predicted, told))
+    if len(strange) > MOST_STRANGE * len(products):
+        raise SpecError(f"{told}; {strange[0].operator} does {strange[0].work:.3g} times")
     rows.append(_outside(measured, predicted))
     return Comparison(_labelled(measured, "measured"), _labelled(predicted, "predicted"),
                       tuple(rows))  # fmt: skip
 
 
+def _strange(measured: Timeline, predicted: Timeline) -> str:
+    """What to say where the measured step is not the predicted one.
+
+    Raises
+    ------
+    SpecError : no product that was measured has its shapes.
+    """
+    seen, said = (
+        float(sum(e.work.flop * e.count for e in t.events if e.kind == "gemm"))
+        for t in (measured, predicted)
+    )
+    if not seen:
+        raise SpecError(
+            f"compare: no product of the step {measured.name!r} has shapes: profile it with "
+            "record_shapes=True"
+        )
+    return (
+        f"compare: the step {measured.name!r} is not the {predicted.name} predicted: another "
+        "model, batch, length or number of layers; "
+        f"its products do {seen / said:.3g} times the FLOP"
+    )
+
+
 def _labelled(timeline: Timeline, made: str) -> Timeline:
     return replace(timeline, source={**timeline.source, "made": made})
-
-
-def _unlike(name: str, predicted: Timeline, row: Row | None) -> str:
-    if row is None:
-        return f"compare: no product of the step {name!r} has shapes: profile with record_shapes"
-    return (
-        f"compare: {row.operator} of the prediction is measured with {row.work:.3g} of its FLOP: "
-        f"the step {name!r} has another model, batch, length or number of layers than the "
-        f"{predicted.name} predicted"
-    )
 
 
 @dataclass
@@ -172,7 +185,7 @@ def _anchors(event: Event) -> bool:
     return event.kind in ANCHORS
 
 
-def _matched(found: list[_Group], expected: list[_Group], name: str) -> Iterator[Row]:
+def _matched(found: list[_Group], expected: list[_Group], told: str) -> Iterator[Row]:
     """Rows in the order of the prediction; *found* is used up."""
     waiting: list[Event] = []  # measured between products, not yet told of
     between: list[Event] = []  # predicted between products, likewise
@@ -180,16 +193,13 @@ def _matched(found: list[_Group], expected: list[_Group], name: str) -> Iterator
         if not group.is_anchor:
             between += group.events
             continue
-        before, taken, inside = _take(found, group, name)
+        before, taken, inside = _take(found, group, told)
         yield from _rest(waiting + before, between)
         waiting, between = inside, []
         yield _row(group, taken)
     waiting += [event for group in found for event in group.events]
     if left := [event for event in waiting if event.kind in ANCHORS and event.work.flop]:
-        raise SpecError(
-            f"compare: the step {name!r} goes on with {left[0].name} where the prediction ends: it "
-            "has more layers or another model"
-        )
+        raise SpecError(f"{told}; it goes on with {left[0].name} where the prediction ends")
     yield from _rest(waiting, between)
 
 
@@ -207,7 +217,7 @@ def _merged(groups: list[_Group]) -> list[_Group]:
 
 
 def _take(
-    found: list[_Group], wanted: _Group, name: str
+    found: list[_Group], wanted: _Group, told: str
 ) -> tuple[list[Event], _Group, list[Event]]:
     """What was measured of a product, attention or expert layer; what ran before it, and amid it.
 
@@ -221,17 +231,14 @@ def _take(
         if group.kind == wanted.kind:
             taken += group.events
         elif group.is_anchor:
-            raise SpecError(
-                f"compare: {wanted.events[0].name} of the prediction is of kind {wanted.kind}, but "
-                f"the step {name!r} has {group.events[0].name}, of kind {group.kind}, there"
-            )
+            name, seen = wanted.events[0].name, group.events[0].name
+            raise SpecError(f"{told}; where {name} should be, a {wanted.kind}, it has {seen}")
+        elif taken and wanted.kind == "moe":
+            taken += group.events
         else:
             (amid if taken else before).extend(group.events)
     if not taken:
-        raise SpecError(
-            f"compare: the step {name!r} ends before {wanted.events[0].name} of the prediction: it "
-            "has fewer layers or another model"
-        )
+        raise SpecError(f"{told}; it ends before {wanted.events[0].name}")
     return before, _Group(wanted.kind, taken), amid
 
 
