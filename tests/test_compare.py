@@ -196,7 +196,7 @@ def test_classes_account_for_the_whole_step(captures):
     table = classes(captures)
     assert table["share"].sum() == pytest.approx(100, abs=0.5)
     missing = table["missing"].sum()
-    profiled = [each.levels["tiled"].error for each in captures]
+    profiled = [each.levels["corrected"].error for each in captures]
     assert missing == pytest.approx(-100 * np.mean(profiled), abs=0.5)
 
 

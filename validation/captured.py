@@ -18,7 +18,7 @@ TRACES = Path(__file__).parent / "traces"
 CHIP = TRACES / "epyc-zen5-core.toml"
 TEXT = Path(__file__).parent / "captured_text.md"
 # of the levels, that whose errors are told by class
-TOLD = "tiled"
+TOLD = "corrected"
 _MILLI = 1e3
 
 

@@ -117,9 +117,10 @@ def _attention_work(*sizes: int) -> tuple[float, float]:
     return 10 * flop * (seq > 1), 4 * batch * groups * context * size
 
 
-def _stream(make: Callable[..., Any]) -> Callable[..., Callable[[int], Any]]:
-    """A kernel that passes over rows × columns once: *make* gives the result of the operands."""
-    return lambda watch, rows, columns: lambda turn: make(watch, turn, rows, columns)
+def _pass(watch: Stopwatch, kernel: str, rows: int, columns: int, *_: int) -> Callable[[int], Any]:
+    """A kernel that passes over rows × columns."""
+    make = PASSES[kernel][2]
+    return lambda turn: make(watch, turn, rows, columns)
 
 
 def _norm(watch: Stopwatch, turn: int, rows: int, columns: int) -> Any:
@@ -169,19 +170,37 @@ def _quantise(watch: Stopwatch, turn: int, rows: int, columns: int) -> Any:
     return (x * scale).to(torch.float8_e4m3fn)
 
 
-def _gather(watch: Stopwatch, rows: int, columns: int) -> Callable[[int], Any]:
+def _gather(watch: Stopwatch, turn: int, rows: int, columns: int) -> Any:
     import torch
 
-    table = watch.operands(0, (VOCABULARIES[0], columns))[0]
-    index = torch.randint(len(table), (rows,), device=watch.device)
-    return lambda turn: torch.nn.functional.embedding(index.roll(turn), table)
+    (table,) = watch.operands(0, (VOCABULARIES[0], columns))
+    # a stride that meets every row before it meets one again
+    index = torch.arange(turn, turn + rows, device=watch.device) * _STRIDE % len(table)
+    return torch.nn.functional.embedding(index, table)
 
 
-def _sample(watch: Stopwatch, turn: int, rows: int, columns: int) -> Any:
+def _sample(watch: Stopwatch, rows: int, columns: int) -> Callable[[int], Any]:
     import torch
 
-    logits = watch.operands(turn, (rows, columns))[0]
-    return torch.multinomial(logits.float().softmax(-1), 1)
+    def call(turn: int) -> Any:
+        logits = watch.operands(turn, (rows, columns))[0]
+        return torch.multinomial(logits.float().softmax(-1), 1)
+
+    return call
+
+
+# kernel → bytes that one pass reads and writes for each number of the result, and the call
+PASSES: dict[str, tuple[int, int, Callable[..., Any]]] = {
+    "norm": (2, 2, _norm),
+    "layer_norm": (2, 2, _layer_norm),
+    "gated_activation": (4, 2, _gate),
+    "add": (4, 2, _add),
+    "rotary": (2, 2, _rotate),
+    "quantise_rows": (2, 1, _quantise),
+    "lookup": (2, 2, _gather),
+    "copy": (2, 2, _copy),
+}
+_STRIDE = 7919  # a prime
 
 
 def _route(watch: Stopwatch, rows: int, experts: int, chosen: int) -> Callable[[int], Any]:
@@ -192,18 +211,9 @@ def _route(watch: Stopwatch, rows: int, experts: int, chosen: int) -> Callable[[
     return call
 
 
-def _passes(number: float) -> Callable[..., tuple[float, float]]:
-    """The bytes of so many 16-bit passes over rows × columns."""
-    return lambda rows, columns, *_: (0.0, 2 * number * rows * columns)
-
-
-def _wide() -> Iterable[tuple[int, int]]:
-    return product(TOKENS, WIDTHS)
-
-
 _FP16 = (("attn_dtype", "bfloat16"), ("kv_cache_dtype", "bfloat16"))
 _HEAD_COLUMNS = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim")
-_WIDE_COLUMNS = ("rows", "columns")
+_SAMPLE_BYTES = 10  # of a logit: read in 16 bits, written and read twice in 32
 
 KERNELS = {
     "gemm": Kernel(
@@ -225,19 +235,18 @@ KERNELS = {
         lambda: ((b, 1, s - 1, *h) for h, b, s in product(HEADS, BATCHES, LENGTHS)),
         _attention_work, _attention, _FP16,
     ),
-    "norm": Kernel(_WIDE_COLUMNS, _wide, _passes(2), _stream(_norm)),
-    "layer_norm": Kernel(_WIDE_COLUMNS, _wide, _passes(2), _stream(_layer_norm)),
-    "gated_activation": Kernel(_WIDE_COLUMNS, _wide, _passes(3), _stream(_gate)),
-    "add": Kernel(_WIDE_COLUMNS, _wide, _passes(3), _stream(_add)),
-    "rotary": Kernel(_WIDE_COLUMNS, _wide, _passes(2), _stream(_rotate)),
-    "quantise_rows": Kernel(_WIDE_COLUMNS, _wide, _passes(2), _stream(_quantise)),
-    "lookup": Kernel(_WIDE_COLUMNS, _wide, _passes(2), _gather),
+    "vector": Kernel(
+        ("kernel", "m", "k", "read", "write"),
+        lambda: ((kernel, m, k, *moved[:2]) for (kernel, moved), m, k in
+                 product(PASSES.items(), TOKENS, WIDTHS)),
+        lambda kernel, m, k, read, write: (0.0, (read + write) * m * k), _pass,
+    ),
     "sample": Kernel(
-        _WIDE_COLUMNS, lambda: product(BATCHES, VOCABULARIES), _passes(5), _stream(_sample)
+        ("rows", "columns"), lambda: product(BATCHES, VOCABULARIES),
+        lambda rows, columns: (0.0, _SAMPLE_BYTES * rows * columns), _sample,
     ),
     "route": Kernel(
-        (*_WIDE_COLUMNS, "topk"), lambda: ((t, *e) for t, e in product(TOKENS, EXPERTS)),
-        _passes(3), _route,
+        ("rows", "columns", "topk"), lambda: ((t, *e) for t, e in product(TOKENS, EXPERTS)),
+        lambda rows, columns, _: (0.0, _SAMPLE_BYTES * rows * columns), _route,
     ),
-    "copy": Kernel(_WIDE_COLUMNS, _wide, _passes(2), _stream(_copy)),
 }  # fmt: skip
