@@ -95,7 +95,7 @@ def measure_kernels(
 
 @app.command()
 def capture(
-    model: Annotated[str, typer.Argument(help="a name of `opgraph list models`")],
+    model: Annotated[str, typer.Argument(help="a name of `opgraph list models`, or an ONNX file")],
     out: Annotated[Path, typer.Option("--out", "-o", help="the folder for the trace")],
     phase: Annotated[Phase, typer.Option(help="prefill or decode")] = Phase.prefill,
     batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="sequences")] = 1,
@@ -104,14 +104,25 @@ def capture(
     vocab: Vocab = None,
     device: Where = Device.cpu,
     threads: Threads = 1,
-    repeats: Annotated[int, typer.Option(min=1, help="steps that are timed alone")] = 7,
+    repeats: Annotated[int, typer.Option(min=1, help="steps that are timed")] = 7,
+    size: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=N", help="of an ONNX file's inputs")
+    ] = None,
 ) -> None:
-    """Run a step of a model with random weights under PyTorch's profiler; write its trace."""
+    """Run a step of a model with random weights under PyTorch's profiler; write its trace.
+
+    Of an .onnx file, run it by ONNX Runtime with random inputs and write its profile.
+    """
     from hardware import SpecError
     from validation.capture import Step, capture
+    from validation.sessions import capture_onnx, read_sizes
 
     if not out.is_dir():
         raise SpecError(f"--out {out}: there is no such folder")
+    if model.endswith(".onnx"):
+        path = Path(model)
+        print(capture_onnx(path, out, read_sizes(size or ()), threads=threads, repeats=repeats))
+        return
     step = Step(model=model, phase=phase.value, batch=batch, tokens=tokens,
                 layers=layers or 0, vocab=vocab or 0)  # fmt: skip
     print(capture(step, out, device=device.value, threads=threads, repeats=repeats))
