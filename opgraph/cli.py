@@ -72,9 +72,7 @@ Copies = Annotated[
     int,
     typer.Option("--dp", parser=_whole, metavar="N", help="data parallelism: copies of the model"),
 ]
-Stages = Annotated[
-    int, typer.Option("--pp", parser=_whole, metavar="N", help="pipeline stages")
-]
+Stages = Annotated[int, typer.Option("--pp", parser=_whole, metavar="N", help="pipeline stages")]
 ExpertChips = Annotated[
     int, typer.Option("--ep", parser=_whole, metavar="N", help="chips that experts are split over")
 ]

@@ -55,7 +55,7 @@ class Recording:
     notes: list[Span] = field(default_factory=list)
     kernels: list[_Kernel] = field(default_factory=list)
     launches: dict[Any, Span] = field(default_factory=dict)
-    outer: dict[Any, _Operator] = field(default_factory=dict)
+    called: dict[Any, Span] = field(default_factory=dict)
     kept: int = 0
 
     def read(self, events: Iterable[Mapping[str, Any]]) -> "Recording":
@@ -90,14 +90,15 @@ class Recording:
         """Keep an operator unless the one before it on the thread contains it."""
         args, span = _args(event), self._span(event)
         mine = self.operators[span.track]
-        if not mine or span.start >= mine[-1].span.end or span.end > mine[-1].span.end:
+        last = mine[-1].span if mine else None
+        if last is None or not last.start <= span.start <= span.end <= last.end:
             name, shapes = plain(span.name), shapes_in(args.get("Input Dims"))
             flop = product_flop(name, shapes) if kind_of(name) == "gemm" else 0.0
             mine.append(_Operator(span, flop))
             self.kept += 1
         external = _key(_external(args))
         if external is not None:
-            self.outer[external] = mine[-1]
+            self.called[external] = span
 
     def _span(self, event: Mapping[str, Any]) -> Span:
         start, end = time_of(event, self.where)
@@ -157,12 +158,10 @@ def _within(sorted_: Sequence[_Any], window: Span) -> Sequence[_Any]:
 
 
 def _outermost(operators: list[_Operator]) -> list[_Operator]:
-    """The operators of a thread that lie in no other; what ran inside them goes to them."""
+    """The operators of a thread that lie in no other."""
     kept: list[_Operator] = []
     for operator in sorted(operators, key=lambda op: (op.span.start, -op.span.end)):
-        if kept and operator.span.start < kept[-1].span.end:
-            kept[-1].kernels += operator.kernels
-        else:
+        if not kept or operator.span.start >= kept[-1].span.end:
             kept.append(operator)
     return kept
 
@@ -170,15 +169,14 @@ def _outermost(operators: list[_Operator]) -> list[_Operator]:
 def _tie(recording: Recording, threads: Mapping[Any, list[_Operator]]) -> list[_Kernel]:
     """Give each kernel to the operator that launched it; those that nobody did.
 
-    By the operator's id that the kernel carries, else by the launch with its correlation id: it
-    happened on a thread while an operator ran there.
+    The launch with the kernel's correlation id happened on a thread while an operator ran there.
+    Where launches were not recorded, the kernel's external id is the operator's; where they were,
+    it may be another's.
     """
     loose = []
     for kernel in recording.kernels:
-        owner = recording.outer.get(kernel.external) if kernel.external is not None else None
-        if owner is None and kernel.correlation in recording.launches:
-            launch = recording.launches[kernel.correlation]
-            owner = _running(threads.get(launch.track, []), launch.start)
+        cause = recording.launches.get(kernel.correlation) or recording.called.get(kernel.external)
+        owner = _running(threads.get(cause.track, []), cause.start) if cause else None
         if owner is None:
             loose.append(kernel)
         else:
