@@ -1,6 +1,6 @@
 """Ways in: a model's config, code or file becomes an operator graph."""
 
-from frontends.catalogue import list_models, load_model
+from frontends.catalogue import list_models, load_config, load_model
 from frontends.decoder import Decoder
 from frontends.precision import Precision, Scheme
 from frontends.transformer import Transformer
@@ -14,5 +14,6 @@ __all__ = [
     "Transformer",
     "Variant",
     "list_models",
+    "load_config",
     "load_model",
 ]

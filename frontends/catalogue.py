@@ -64,6 +64,16 @@ def load_model(
     return to_decoder(config, source, family).to_model(chosen, absorb, variant)
 
 
+def load_config(which: str | Path) -> dict[str, Any]:
+    """The config of a model by name, or from the path of a ``config.json`` or its folder.
+
+    Raises
+    ------
+    SpecError : no such name or file, or one that holds no config.
+    """
+    return dict(_describe(which)[0].values)
+
+
 def _plain(name: str) -> Model:
     """A model as its config has it; those of the catalogue are kept."""
     return _cached(name) if name in list_models() else _as_declared(name)

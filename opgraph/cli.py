@@ -23,6 +23,7 @@ from opgraph.console import (
     save_trace,
     write_csv,
 )
+from validation.cli import app as measuring
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -459,6 +460,9 @@ def price_operator(
     else:
         row = {name: values[0] for name, values in answer.items()}
         print_table(f"{kind} on {where.name}", [row])
+
+
+app.add_typer(measuring)
 
 
 def main() -> None:

@@ -146,8 +146,10 @@ def save_plot(timeline: "Timeline", path: Path) -> None:
     save_figure(timeline.plot, path)
 
 
-def save_figure(draw: "Callable[[Axes], object]", path: Path) -> None:
-    """Write what *draw* draws as a picture, by the ending of the name."""
+def save_figure(
+    draw: "Callable[[Axes], object]", path: Path, size: tuple[float, float] = _PLOT_SIZE
+) -> None:
+    """Write what *draw* draws as a picture of *size* inches, by the ending of the name."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -156,7 +158,7 @@ def save_figure(draw: "Callable[[Axes], object]", path: Path) -> None:
     known = {".png", ".svg", ".pdf"}
     if path.suffix.lower() not in known:
         raise SpecError(f"--plot {path}: a plot is written as {', '.join(sorted(known))}")
-    figure = Figure(figsize=_PLOT_SIZE, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     draw(figure.subplots())
     with replacing(path) as temporary:

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,17 +46,20 @@ class _Slice:
 
     name: str
     category: str
+    process: int
     track: int
     start: int
     duration: int
     args: dict[str, Any]
 
 
-def save(path: str | Path, timelines: Sequence[Timeline]) -> None:
-    """Write *timelines*, one after another, as one Chrome trace of one chip.
+def save(path: str | Path, timelines: Sequence[Timeline], *, beside: bool = False) -> None:
+    """Write *timelines* as one Chrome trace: one after another on one chip, or *beside* each other.
 
     Every repetition of a layer is a slice of its own; operators that take no time are left out.
-    The same timelines give the same bytes. *path* is replaced only once all is written.
+    Those beside each other start together, the first on top: each is a process named after its
+    ``source["made"]``, its chip if it has none. The same timelines give the same bytes. *path* is
+    replaced only once all is written.
 
     Raises
     ------
@@ -68,7 +71,7 @@ def save(path: str | Path, timelines: Sequence[Timeline]) -> None:
         raise SpecError(f"cannot write {shown(str(path))}: a trace ends in {' or '.join(ENDINGS)}")
     if not timelines:
         raise SpecError(f"cannot write {shown(str(path))}: no timeline given")
-    text = _document(timelines).encode()
+    text = _document(timelines, beside=beside).encode()
     # no file name and no clock in the header: the same bytes for the same timelines
     _replace(path, gzip.compress(text, mtime=0) if path.name.endswith(".gz") else text)
 
@@ -92,8 +95,8 @@ def _replace(path: Path, content: bytes) -> None:
         raise SpecError(f"cannot write {shown(str(path))}: {reason}") from None
 
 
-def _document(timelines: Sequence[Timeline]) -> str:
-    slices = list(_slices(timelines))
+def _document(timelines: Sequence[Timeline], *, beside: bool) -> str:
+    slices = list(_slices(timelines, beside=beside))
     head = {
         "schemaVersion": SCHEMA_VERSION,
         "displayTimeUnit": "ms",
@@ -106,7 +109,9 @@ def _document(timelines: Sequence[Timeline]) -> str:
             **timelines[0].source,
         },
     }
-    lines = [json.dumps(event) for event in (*_metadata(slices), *_written(slices))]
+    names = [timeline.source.get("made", f"chip {i}") for i, timeline in enumerate(timelines)]
+    events = (*_metadata(slices, names if beside else names[:1]), *_written(slices))
+    lines = [json.dumps(event) for event in events]
     return json.dumps(head)[:-1] + ', "traceEvents": [\n' + ",\n".join(lines) + "\n]}\n"
 
 
@@ -126,23 +131,25 @@ def _version() -> str:
         return "not installed"
 
 
-def _slices(timelines: Sequence[Timeline]) -> Iterator[_Slice]:
+def _slices(timelines: Sequence[Timeline], *, beside: bool) -> Iterator[_Slice]:
     """All slices by start; each step after its annotation, and after the step before it."""
     origin = correlation = 0
     for step, timeline in enumerate(timelines):
-        slices = _step_slices(timeline, origin, correlation)
+        process = step if beside else 0
+        slices = _step_slices(timeline, process, origin, correlation)
         ends = (piece.start + piece.duration for piece in slices)
         end = max(ends, default=origin)
         end = max(end, origin + round(float(timeline.time) * _NANO), origin + 1)
         if end > _LONGEST_NS:
             raise SpecError(f"save: {end / _NANO:g} s do not fit a trace of nanoseconds")
         args = {"phase": timeline.name, "step": step, "time_us": float(timeline.time) * _MICRO}
-        yield _Slice(timeline.name, "user_annotation", STEP_TRACK, origin, end - origin, args)
+        span = (STEP_TRACK, origin, end - origin)
+        yield _Slice(timeline.name, "user_annotation", process, *span, args)
         yield from slices
-        origin, correlation = end, correlation + len(slices)
+        origin, correlation = 0 if beside else end, correlation + len(slices)
 
 
-def _step_slices(timeline: Timeline, origin: int, correlation: int) -> list[_Slice]:
+def _step_slices(timeline: Timeline, process: int, origin: int, correlation: int) -> list[_Slice]:
     _check_writable(timeline)
     tracks = _tracks(timeline)
     runs = sorted(
@@ -162,9 +169,8 @@ def _step_slices(timeline: Timeline, origin: int, correlation: int) -> list[_Sli
         free[track] = max(origin + round((start + float(event.time)) * _NANO), begin + 1)
         own = {"correlation": number, "External id": number, "stream": track, "layer": layer}
         category = "gpu_memcpy" if event.stream == "copy" else "kernel"
-        slices.append(
-            _Slice(event.name, category, track, begin, free[track] - begin, own | args[index])
-        )
+        span = (track, begin, free[track] - begin)
+        slices.append(_Slice(event.name, category, process, *span, own | args[index]))
     return slices
 
 
@@ -228,33 +234,34 @@ def _collective(event: Event, timeline: Timeline) -> dict[str, Any]:
     }
 
 
-def _metadata(slices: Iterable[_Slice]) -> Iterator[dict[str, Any]]:
-    streams = {piece.track for piece in slices}
-    yield _named("process_name", STEP_TRACK, name="chip 0")
-    yield _named("process_labels", STEP_TRACK, labels="GPU 0")
-    yield _named("process_sort_index", STEP_TRACK, sort_index=0)
-    for track in sorted(streams):
-        index = track - STEP_TRACK - 1
-        known = f" {STREAMS[index]}" if 0 <= index < len(STREAMS) else ""
-        name = f"stream {track}{known}" if track != STEP_TRACK else "steps"
-        yield _named("thread_name", track, name=name)
-        yield _named("thread_sort_index", track, sort_index=track)
+def _metadata(slices: Sequence[_Slice], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for process, process_name in enumerate(names):
+        streams = {piece.track for piece in slices if piece.process == process}
+        yield _named("process_name", process, STEP_TRACK, name=process_name)
+        yield _named("process_labels", process, STEP_TRACK, labels=f"GPU {process}")
+        yield _named("process_sort_index", process, STEP_TRACK, sort_index=process)
+        for track in sorted(streams):
+            index = track - STEP_TRACK - 1
+            known = f" {STREAMS[index]}" if 0 <= index < len(STREAMS) else ""
+            name = f"stream {track}{known}" if track != STEP_TRACK else "steps"
+            yield _named("thread_name", process, track, name=name)
+            yield _named("thread_sort_index", process, track, sort_index=track)
 
 
-def _named(kind: str, track: int, **args: str | int) -> dict[str, Any]:
-    return {"ph": "M", "name": kind, "pid": 0, "tid": track, "args": args}
+def _named(kind: str, process: int, track: int, **args: str | int) -> dict[str, Any]:
+    return {"ph": "M", "name": kind, "pid": process, "tid": track, "args": args}
 
 
 def _written(slices: Sequence[_Slice]) -> Iterator[dict[str, Any]]:
     """The slices as events, each 1 ns short where the next on its track starts at its end."""
-    starts = {(piece.track, piece.start) for piece in slices}
+    starts = {(piece.process, piece.track, piece.start) for piece in slices}
     for piece in slices:
-        touches = (piece.track, piece.start + piece.duration) in starts
+        touches = (piece.process, piece.track, piece.start + piece.duration) in starts
         yield {
             "ph": "X",
             "cat": piece.category,
             "name": piece.name,
-            "pid": 0,
+            "pid": piece.process,
             "tid": piece.track,
             "ts": piece.start / _NS_PER_US,
             "dur": (piece.duration - touches) / _NS_PER_US,

@@ -10,16 +10,14 @@ from hardware.errors import nearest
 TABLES, TABLES_VERSION = "aiconfigurator_core", "0.12.0"
 
 
-def needed(*modules: str) -> None:
-    """Check that optional modules are installed.
+def needed(*modules: str, extra: str = "validation") -> None:
+    """Check that modules of an extra are installed.
 
     Raises SpecError if one is not.
     """
     for module in modules:
         if find_spec(module) is None:
-            raise SpecError(
-                f"calibration and validation need {module}: pip install 'opgraph[validation]'"
-            )
+            raise SpecError(f"{module} is needed for this: pip install 'opgraph[{extra}]'")
 
 
 def measured_tables() -> Path:

@@ -284,12 +284,15 @@ LEAST_TIME = 5e-4  # milliseconds: below this the table holds a difference of tw
 
 
 def _quantise_shape(frame: pd.DataFrame, chip: Any, dtype: str) -> StreamShape:
-    """Return a cast of m × k 16-bit numbers to FP8."""
+    """Return a cast of m × k 16-bit numbers to FP8, or another pass if its bytes are given."""
+    if {"read", "write"} <= set(frame):
+        return StreamShape(*_columns(frame, "m", "k", "read", "write"))
     return quantise(*_columns(frame, "m", "k"))
 
 
 QUANTISE_TABLE = Dataset(
-    op="quantise", table="scale_matrix", keys=("m", "k"), load="m", backends=("vllm",),
+    op="quantise", table="scale_matrix", keys=("m", "k", "read", "write"), load="m",
+    backends=("vllm",),
     why="static_scaled_fp8_quant: one kernel, on every chip", select={"fp8": {}},
     shape=_quantise_shape, family=lambda f: f["k"].isin(HELD_SIZES),
     family_means="k of 5120 or 7168",

@@ -5,10 +5,20 @@ Labels are measured for the size that the Axes has then: give the figure its siz
 """
 
 from opgraph.plots.bars import memory, waterfall
+from opgraph.plots.beside import side_by_side
 from opgraph.plots.drawing import COLOURS
 from opgraph.plots.front import pareto
 from opgraph.plots.gantt import timeline
 from opgraph.plots.lanes import lanes
 from opgraph.plots.roof import roofline
 
-__all__ = ["COLOURS", "lanes", "memory", "pareto", "roofline", "timeline", "waterfall"]
+__all__ = [
+    "COLOURS",
+    "lanes",
+    "memory",
+    "pareto",
+    "roofline",
+    "side_by_side",
+    "timeline",
+    "waterfall",
+]
