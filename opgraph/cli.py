@@ -188,6 +188,9 @@ def simulate(
     host_operator_us: HostOperator = 0.0,
     reserve: ReserveShare = 0.0,
     cost: Cost = "ideal",
+    communication: Annotated[
+        bool, typer.Option("--communication", help="also what the chips send each other")
+    ] = False,
     as_json: AsJson = False,
     plot: Annotated[
         Path | None, typer.Option(help="write the decode timeline as PNG, SVG, PDF")
@@ -202,10 +205,13 @@ def simulate(
         save_plot(report.decode, plot)
     if trace:
         save_trace([report.prefill, report.decode], trace)
+    messages: list[Any] = report.communication().to_dict("records") if communication else []
     if as_json:
-        print_json(report.to_dict())
+        print_json(report.to_dict() | ({"communication": messages} if communication else {}))
     else:
         print_report(report)
+        if messages:
+            print_table("communication", messages)
 
 
 @app.command("trace")
