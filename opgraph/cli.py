@@ -278,15 +278,15 @@ def reproduce(
     if as_json:
         print_json({"rows": rows})
     else:
-        shown = [
-            {
-                **row,
-                "difference": f"{row['difference']:+.2%}",
-                "passes": "yes" if row["passes"] else "NO",
-            }
-            for row in rows
-        ]
+        shown = [{**row, **_verdict(row["difference"], row["passes"])} for row in rows]
         print_table(paper, shown)
+
+
+def _verdict(difference: float | None, passes: bool) -> dict[str, str]:
+    """The last two cells of a paper's row; a prediction has nothing to differ from."""
+    if difference is None:
+        return {"difference": "–", "passes": "–"}
+    return {"difference": f"{difference:+.2%}", "passes": "yes" if passes else "NO"}
 
 
 @app.command("plan")
