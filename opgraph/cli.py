@@ -189,6 +189,9 @@ def simulate(
     host_operator_us: HostOperator = 0.0,
     reserve: ReserveShare = 0.0,
     cost: Cost = "ideal",
+    communication: Annotated[
+        bool, typer.Option("--communication", help="also what the chips send each other")
+    ] = False,
     as_json: AsJson = False,
     plot: Annotated[
         Path | None, typer.Option(help="write the decode timeline as PNG, SVG, PDF")
@@ -203,10 +206,13 @@ def simulate(
         save_plot(report.decode, plot)
     if trace:
         save_trace([report.prefill, report.decode], trace)
+    messages: list[Any] = report.communication().to_dict("records") if communication else []
     if as_json:
-        print_json(report.to_dict())
+        print_json(report.to_dict() | ({"communication": messages} if communication else {}))
     else:
         print_report(report)
+        if messages:
+            print_table("communication", messages)
 
 
 @app.command("trace")
@@ -273,15 +279,15 @@ def reproduce(
     if as_json:
         print_json({"rows": rows})
     else:
-        shown = [
-            {
-                **row,
-                "difference": f"{row['difference']:+.2%}",
-                "passes": "yes" if row["passes"] else "NO",
-            }
-            for row in rows
-        ]
+        shown = [{**row, **_verdict(row["difference"], row["passes"])} for row in rows]
         print_table(paper, shown)
+
+
+def _verdict(difference: float | None, passes: bool) -> dict[str, str]:
+    """The last two cells of a paper's row; a prediction has nothing to differ from."""
+    if difference is None:
+        return {"difference": "–", "passes": "–"}
+    return {"difference": f"{difference:+.2%}", "passes": "yes" if passes else "NO"}
 
 
 @app.command("plan")

@@ -370,7 +370,6 @@ class Collective(Operator):
     dealt: tuple[str, str] | None = None
 
     stream = "communication"
-    MEAN: ClassVar[float] = as_format("fp32").nbytes
 
     @property
     def kind(self) -> str:  # type: ignore[override]
@@ -388,11 +387,18 @@ class Collective(Operator):
         left = tuple(axis for axis in first.partial if axis not in self.axes)
         return (Tensor(self.name, first.dims, first.format).laid_out(self.layout, left),)
 
+    @property
+    def message(self) -> Tensor:
+        """What each chip brings."""
+        first = self.inputs[0]
+        if not self.over:
+            return first
+        dims = tuple(dim for dim in first.dims if dim not in self.over)
+        return Tensor(self.name, dims, as_format("fp32")).laid_out(first.layout)
+
     def work(self, sizes: Sizes) -> Work:
-        held = self.outputs[0] if self.collective == "all_gather" else self.inputs[0]
+        held = self.outputs[0] if self.collective == "all_gather" else self.message
         nbytes = held.nbytes(sizes)
-        if self.over:
-            nbytes = self.MEAN * self.size(sizes, *(d for d in held.dims if d not in self.over))
         if self.dealt:
             nbytes = nbytes * imbalance(*routing(sizes, *self.dealt, self.axes))
         return Work(sent=nbytes * (sizes.ways(self.axes) > 1))
@@ -406,14 +412,20 @@ class Send(Operator):
 
     kind = "send"
     stream = "communication"
+    axes: ClassVar[Axes] = ("pp",)
     spares = frozenset({"model"})
 
     @cached_property
     def outputs(self) -> tuple[Tensor, ...]:
         return (self._make(self.name, self.inputs[0].dims, self.inputs[0].format),)
 
+    @property
+    def message(self) -> Tensor:
+        """What each chip sends."""
+        return self.inputs[0]
+
     def work(self, sizes: Sizes) -> Work:
-        return Work(sent=self.inputs[0].nbytes(sizes))
+        return Work(sent=self.message.nbytes(sizes))
 
 
 def _missing(dims: str, tensor: Tensor) -> str:

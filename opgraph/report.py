@@ -12,6 +12,8 @@ from opgraph.memory import Footprint
 from opgraph.timeline import Timeline
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from opgraph.point import Point
 
 
@@ -102,6 +104,24 @@ class Report:
         """The timeline of the decode step in the middle of the output."""
         workload = self.point.workload
         return self.point.timeline("decode", workload.prompt + (workload.output + 1) // 2)
+
+    def communication(self) -> "pd.DataFrame":
+        """The census: one row for each phase, collective, group of chips and kind of message.
+
+        Columns: ``phase``; ``collective``, of a pipeline also ``send``; ``axes`` of the plan along
+        which its group lies; ``group_size`` in chips; ``dims`` and ``shape`` of what each chip
+        brings to it, and its ``bytes`` (an all-gather: the chip's part, of which the result has
+        *group_size*); ``algorithm`` and ``time_us`` of one; ``per_step``, how many a step has, over
+        all layers, stages and microbatches; ``count``, how many all steps have: one prefill, and
+        output − 1 decode steps. Totals: ``census.groupby("phase")["count"].sum()``.
+
+        Raises
+        ------
+        SpecError : the report is of many design points; pick one with `at`.
+        """
+        from opgraph.communication import census
+
+        return census(self)
 
     def at(self, *index: int) -> "Report":
         """The report of one design point of an array."""
