@@ -37,6 +37,13 @@ def always(condition: Any) -> bool:
     return bool(condition.all()) if isinstance(condition, np.ndarray) else bool(condition)
 
 
+def first_false(condition: Any, *values: Number) -> tuple[int, ...]:
+    """Return the whole *values* of the first element for which *condition* does not hold."""
+    where_not, *columns = np.broadcast_arrays(np.logical_not(condition), *values)
+    first = np.unravel_index(np.argmax(where_not), where_not.shape)
+    return tuple(int(column[first]) for column in columns)
+
+
 def product(factors: Sequence[Number]) -> Number:
     """Multiply; nothing makes 1."""
     return functools.reduce(operator.mul, factors, 1)

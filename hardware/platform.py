@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from hardware.arithmetic import always, floor, larger, product, where
+from hardware.arithmetic import always, first_false, floor, larger, product, where
 from hardware.chip import Chip
 from hardware.collectives import collective, traffic_shares
 from hardware.errors import SpecError, nearest, shown
@@ -212,17 +212,21 @@ class Platform:
         """Return where blocks of *stride* chips fit; SpecError if there is no room for all."""
         found = places([level.size for level in self.levels], stride)
         room = product([place.room for place in found])
-        if not always(size * stride <= self.num_chips):
-            has = f"which has {self.num_chips}"
-        elif not always(size <= room):
+        for fits in (size * stride <= self.num_chips, size <= room):
+            if not always(fits):
+                raise SpecError(self._no_room(*first_false(fits, size, stride, room)))
+        return found
+
+    def _no_room(self, size: int, stride: int, room: int) -> str:
+        every = f" with stride {stride}" if stride > 1 else ""
+        has = f"which has {self.num_chips}"
+        if size * stride <= self.num_chips:
             sizes = " × ".join(str(level.size) for level in self.levels)
             has = (
-                f"whose levels of {sizes} have room for {shown(room)} blocks of "
-                f"{shown(stride)} chips that lie whole inside"
+                f"whose levels of {sizes} have room for {room} blocks of {stride} chips that "
+                "lie whole inside"
             )
-        else:
-            return found
-        raise SpecError(f"{_described(size, stride)} does not fit {self.name}, {has}")
+        return f"a group of {size} chips{every} does not fit {self.name}, {has}"
 
 
 def _changed(spec: Spec, kind: str, changes: dict[str, Any]) -> Spec:
@@ -232,9 +236,3 @@ def _changed(spec: Spec, kind: str, changes: dict[str, Any]) -> Spec:
         if name not in known:
             raise SpecError(f"a {kind} has no {name!r} to replace{nearest(name, known)}")
     return dataclasses.replace(spec, **changes)
-
-
-def _described(size: Number, stride: Number) -> str:
-    largest, step = (int(np.max(value)) for value in (size, stride))
-    every = f" with stride {step}" if step > 1 else ""
-    return f"a group of {largest} chips{every}"

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware import Number, Platform, SpecError, collective
+from hardware import Group, Number, Platform, SpecError, collective
 from hardware.errors import nearest, shown
 from opgraph.arithmetic import larger, smaller, where
 from opgraph.operator import Collective, Operator, Send, Work
@@ -232,9 +232,9 @@ def _cost(operator: Operator, sizes: Sizes, machine: Machine, reached: Efficienc
 def _collective_cost(
     operator: Collective, sizes: Sizes, machine: Machine, reached: Efficiency
 ) -> Cost:
-    size, stride = machine.plan.group_size(operator.axes), machine.plan.group(operator.axes)[0][1]
+    size = machine.plan.group_size(operator.axes)
     work = operator.work(sizes)
-    spans = machine.platform.spans(size, stride)
+    spans = machine.platform.place(Group.along(machine.plan.group(operator.axes)))
     found = collective(operator.collective, work.sent, spans)
     time = found.latency_time + found.bandwidth_time / reached.memory
     overhead = where(np.greater(size, 1), reached.overhead, 0.0)

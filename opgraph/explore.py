@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware import Platform, SpecError, format_quantity
+from hardware import Group, Platform, SpecError, format_quantity
 from hardware.errors import nearest
 from opgraph.capacity import footprint, largest
 from opgraph.cost import CostModel, Host, cost_model
@@ -183,6 +183,7 @@ def _feasible(
                 made = replace(common, layers=(), **found)
                 made.check(model.numbers, platform.num_chips, platform.name)
                 _check_layers(model, made)
+                _check_places(made, platform)
             except SpecError as error:
                 infeasible.append((found, str(error)))
             else:
@@ -194,6 +195,12 @@ def _check_layers(model: Model, plan: Plan) -> None:
     layers = num_layers(model.decode)
     if plan.num_pieces > layers:
         raise SpecError(f"pp={plan.pp}: {model.name} has only {layers} layers")
+
+
+def _check_places(plan: Plan, platform: Platform) -> None:
+    """Refuse a plan whose groups cannot be placed, before arrays of plans are priced."""
+    for size, stride in plan.mesh.values():
+        platform.collective("all_gather", 1.0, Group(size, stride))
 
 
 def _price(

@@ -171,6 +171,8 @@ def test_blocks_that_lie_whole_in_nodes_need_room():
         two.group(5, 3)
     with pytest.raises(SpecError, match="does not fit cluster, which has 192"):
         CLUSTER.collective("all_reduce", 1e6, Group(2, 192))
+    with pytest.raises(SpecError, match="a group of 5 chips with stride 3 does not fit"):
+        two.group(np.array([2, 5, 8]), np.array([8, 3, 1]))  # the first that does not
 
 
 @pytest.mark.parametrize("nbytes", [-1.0, math.nan, np.array([1.0, -1.0])])

@@ -7,7 +7,7 @@ import pytest
 
 from frontends import load_model
 from hardware import load_platform
-from opgraph import Plan, Workload, simulate
+from opgraph import Plan, Workload, best_plans, simulate
 
 MODELS = ["llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b", "qwen3-32b", "mistral-large",
           "gemma-2-27b"]  # fmt: skip
@@ -47,3 +47,20 @@ def test_tensor_parallelism_pays_until_the_network_costs_more(platform):
         busy_one, busy_two = (r.decode.busy["compute"] for r in (one, two))
         assert busy_two == pytest.approx(busy_one / 2, rel=2e-2)
         assert two.tpot < one.tpot
+
+
+def test_plans_whose_groups_cannot_be_placed_are_infeasible_with_the_reason():
+    # attention on 3 chips of a stage, 8 stages: a node of 8 holds two stages of 3 whole
+    found = best_plans(
+        load_model("gpt-oss-20b"),
+        load_platform("h100-sxm:24"),
+        Workload(prompt=128, output=16),
+        axes=("pp", "attention_dp"),
+        batch=24,
+    )
+    reasons = {(plan["pp"], plan["attention_dp"]): why for plan, why in found.infeasible}
+    assert "8 chips with stride 3 does not fit h100-sxm:24" in reasons[8, 3]
+    assert "room for 6 blocks of 3 chips" in reasons[8, 3]
+    assert {(3, 8), (24, 1)} <= set(
+        zip(found.table["pp"], found.table["attention_dp"], strict=True)
+    )
