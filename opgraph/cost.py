@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware import Group, Number, Platform, SpecError, collective
+from hardware import Number, Platform, SpecError, collective
 from hardware.errors import nearest, shown
 from opgraph.arithmetic import larger, smaller, where
 from opgraph.operator import Collective, Operator, Send, Work
@@ -234,7 +234,7 @@ def _collective_cost(
 ) -> Cost:
     size = machine.plan.group_size(operator.axes)
     work = operator.work(sizes)
-    spans = machine.platform.place(Group.along(machine.plan.group(operator.axes)))
+    spans = machine.platform.place(machine.plan.group(operator.axes))
     found = collective(operator.collective, work.sent, spans)
     time = found.latency_time + found.bandwidth_time / reached.memory
     overhead = where(np.greater(size, 1), reached.overhead, 0.0)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import hardware
-from hardware import Group, Number
+from hardware import Number
 from opgraph.arithmetic import larger, where
 from opgraph.attention import AbsorbedAttention, Attention, DecompressedAttention
 from opgraph.cost import Cost, Machine, Roofline
@@ -256,7 +256,7 @@ def _(operator: GatedDeltaRule, sizes: Sizes, machine: Machine) -> Asked:
 def _(operator: Collective, sizes: Sizes, machine: Machine) -> Asked | None:
     """Measured inside one level of links; beyond it the roofline of the links."""
     size = machine.plan.group_size(operator.axes)
-    spans = machine.platform.place(Group.along(machine.plan.group(operator.axes)))
+    spans = machine.platform.place(machine.plan.group(operator.axes))
     if len(spans) != 1 or operator.collective == "send":
         return None
     link = spans[0].level.link.bandwidth

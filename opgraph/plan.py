@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hardware import Number, SpecError
+from hardware import Group, Number, SpecError
 from hardware.errors import nearest, shown
 from opgraph.arithmetic import as_count, larger, product, smaller
 from opgraph.sizes import Axes, Expression, Sizes, Split
@@ -177,13 +177,13 @@ class Plan:
         """The mesh axes that split anything."""
         return tuple(axis for axis, (size, _) in self.mesh.items() if np.any(np.not_equal(size, 1)))
 
-    def group(self, axes: Axes) -> tuple[tuple[Number, Number], ...]:
-        """Size and stride along each of the mesh *axes*, from neighbours outwards."""
-        return tuple(self.mesh[axis] for axis in self.mesh if axis in axes)
+    def group(self, axes: Axes) -> Group:
+        """The chips along the mesh *axes*."""
+        return Group.along([self.mesh[axis] for axis in self.mesh if axis in axes])
 
     def group_size(self, axes: Axes) -> Number:
         """Chips in the groups along the mesh *axes*."""
-        return product(size for size, _ in self.group(axes))
+        return product(self.mesh[axis][0] for axis in axes)
 
     def splits(self, decodes: bool) -> Mapping[str, Split]:
         """What the mesh axes split in a step that decodes, or in a prefill."""
