@@ -153,7 +153,7 @@ def _domain(chip: Chip, size: int) -> Level:
         raise SpecError(f"{chip.name} has no scale_up link to join {size} of it")
     if fabric.topology == "full":  # of the links to every other chip, those in use
         used = (size - 1) / (chip.max_scale_up - 1)
-        link = Link(link.bandwidth * used, link.latency, link.latency_source)
+        link = dataclasses.replace(link, bandwidth=link.bandwidth * used)
     if fabric.topology not in ("mesh", "torus"):
         return Level("node", size, link, fabric.topology, (), fabric.in_switch_reduction)
     shape = near_cube(size, fabric.dimensions)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeAlias, cast
 
 from hardware.arithmetic import in_double
+from hardware.die import Die
+from hardware.energy import Energy, with_energy
 from hardware.errors import SpecError, nearest, shown
 from hardware.link import STRICT, Fabric, Link, check_positive, widen
 from hardware.specs import (
@@ -75,9 +77,10 @@ class Chip:
     FLOP). vector: FLOP/s of the vector units in fp32. memory: nearest tier first; the
     first is the main memory. cores: SMs, compute units, tensor cores. clock: boost, Hz.
     cache: what all cores share on chip. power: thermal design power, W. cores, clock,
-    cache and power are None where unpublished. scale_up: the links to the other chips of
-    a domain of at most max_scale_up, wired as fabric says; scale_out: the network
-    interface beyond it.
+    cache and power are None where unpublished. energy: joules of what it does, None where
+    nothing is known; dies: its logic dies, none where unpublished. scale_up: the links to
+    the other chips of a domain of at most max_scale_up, wired as fabric says; scale_out:
+    the network interface beyond it.
 
     Raises SpecError if a number is not finite and positive.
     """
@@ -92,6 +95,8 @@ class Chip:
     clock: Hertz | None = None
     cache: Memory | None = None
     power: Watts | None = None
+    energy: Energy | None = None
+    dies: tuple[Die, ...] = ()
     scale_up: Link | None = None
     max_scale_up: Count = 1
     scale_out: Link | None = None
@@ -110,6 +115,8 @@ class Chip:
             self.name, vector=self.vector, cores=self.cores, clock=self.clock, power=self.power
         )
         check_positive(self.name, **self.matrix)
+        if self.energy is not None:
+            self.energy.check(self.name, [tier.name for tier in self.memory], DTYPES)
         widen(self)
         rates = {dtype: in_double(rate) for dtype, rate in self.matrix.items()}
         object.__setattr__(self, "matrix", rates)
@@ -131,15 +138,56 @@ class Chip:
         can be upcast to; fp32 without one runs on the vector units. Raises SpecError for
         a dtype that does not exist.
         """
-        if dtype in self.matrix:
-            return self.matrix[dtype]
+        return self._upcast(dtype, self.matrix, self.vector)
+
+    def flop_energy(self, dtype: str | None) -> Number:
+        """Return the J/FLOP of products in *dtype*, of the vector units if None.
+
+        A dtype without a figure of its own takes that of the type `peak` upcasts it to.
+        Raises SpecError if nothing is known of the chip's energy, or for an unknown dtype.
+        """
+        known = self.known_energy
+        vector = cast("Number", known.vector)
+        return vector if dtype is None else self._upcast(dtype, known.matrix, vector)
+
+    @property
+    def memory_energy(self) -> Number:
+        """J/B between the main memory and the cores; SpecError if it is not known."""
+        known, name = self.known_energy.memory, self.memory[0].name
+        if name not in known:
+            raise SpecError(
+                f"nothing is known of the energy of {self.name}'s memory {name!r}: write "
+                f"memory = {{ {name} = '80 pJ/B' }} under [energy]"
+            )
+        return known[name]
+
+    @property
+    def idle_power(self) -> Number:
+        """Watts it draws doing nothing; SpecError if that is not known."""
+        return cast("Number", self.known_energy.idle)
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether all is known that a step's energy needs."""
+        try:
+            known = self.known_energy.memory
+        except SpecError:
+            return False
+        return self.memory[0].name in known
+
+    @property
+    def known_energy(self) -> Energy:
+        """Every figure of its energy; SpecError if nothing is known."""
+        chip = self if self.energy and self.energy.is_complete else with_energy(self)
+        return cast("Energy", chip.energy)
+
+    def _upcast(self, dtype: str, figures: Mapping[str, Number], vector: Number) -> Number:
+        """Return the figure of *dtype*, or of the narrowest wider type that has one."""
         if dtype not in _WIDER:
             has = ", ".join(self.matrix)
             raise SpecError(f"{self.name} has no peak for {shown(dtype)}; it has {has}")
-        for wider in _WIDER[dtype]:
-            if wider in self.matrix:
-                return self.matrix[wider]
-        return self.vector
+        held = next((one for one in (dtype, *_WIDER[dtype]) if one in figures), None)
+        return vector if held is None else figures[held]
 
     def replace(self, **changes: Any) -> "Chip":
         """Return this chip with other figures, each a number or an array.
@@ -180,14 +228,18 @@ def load_chip(name: str) -> Chip:
     >>> load_chip("h100-sxm").memory_capacity / 2**30
     80.0
     """
-    if name.endswith(".toml"):
-        return read_spec(find_spec(_CHIPS, name), Chip)
-    return _catalogue_chip(name)
+    return _read_chip(name) if name.endswith(".toml") else _catalogue_chip(name)
 
 
 @functools.lru_cache(maxsize=256)  # more than the catalogue holds
 def _catalogue_chip(name: str) -> Chip:
-    return read_spec(find_spec(_CHIPS, name), Chip)
+    return _read_chip(name)
+
+
+def _read_chip(name: str) -> Chip:
+    """Read a chip file; its energies are settled here, so that they stay when it is changed."""
+    chip = read_spec(find_spec(_CHIPS, name), Chip)
+    return with_energy(chip) if chip.power is not None or chip.dies else chip
 
 
 def list_chips() -> list[str]:

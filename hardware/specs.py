@@ -23,6 +23,8 @@ T = TypeVar("T")
 LARGEST_FILE = 1_000_000  # bytes; the largest spec we know has two thousand
 MESSAGE_SHOWN = 120  # characters of another library's message
 LARGEST_COUNT = 1_000_000  # chips in one platform: ten times the largest cluster announced
+LARGEST = 1e3  # of a plain ratio: nothing dimensionless in a spec comes near
+BITS = 8  # in a byte
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 # What a file may plausibly say, in SI units: from a thousandth of the smallest machine
@@ -33,8 +35,24 @@ PLAUSIBLE = {
     "FLOP/s": (1.0, 1e21),
     "W": (1e-6, 1e8),
     "Hz": (1.0, 1e13),
-    "J/B": (1e-15, 1e-3),
     "s": (0.0, 1.0),  # zero: an ideal link is a fair question
+    "J/FLOP": (1e-18, 1e-6),
+    "J/B": (1e-18, 1e-3),
+    "m": (1e-9, 1.0),
+    "m²": (1e-12, 1.0),
+    "/m²": (0.0, 1e8),  # zero: a process without defects
+    "/m": (1.0, 1e9),
+    "W/m/K": (1e-3, 1e4),
+    "W/m²/K": (0.0, 1e8),  # zero: a face that is not cooled
+    "/K": (-1e-3, 1e-3),
+    "Pa": (1e5, 1e13),
+    "°C": (-273.15, 1e3),
+    "$": (0.0, 1e9),
+    "$/s": (0.0, 1e3),
+    "$/J": (0.0, 1e-3),
+    "$/B": (0.0, 1.0),
+    "$/m²": (0.0, 1e9),
+    "years": (1e3, 1e10),  # seconds
 }
 
 
@@ -49,6 +67,16 @@ class Read:
         from pydantic_core import core_schema
 
         return core_schema.no_info_plain_validator_function(self.convert)
+
+
+def _offset(value: object) -> float:
+    """Read a length from an origin, which may be 0."""
+    if not isinstance(value, str):
+        raise SpecError(f"{shown(value)} needs a unit: write text such as '1.5 mm'")
+    number = parse_quantity(value, "m")
+    if not 0 <= number <= PLAUSIBLE["m"][1]:
+        raise SpecError(f"{shown(value)} is not between 0 and {PLAUSIBLE['m'][1]:g} m")
+    return number
 
 
 def _quantity(unit: str) -> Callable[[object], float]:
@@ -71,9 +99,28 @@ def _ratio(value: object) -> float:
     return float(value)
 
 
+def _energy_per_byte(value: object) -> float:
+    """Read J/B; wires are quoted per bit, and may be so here: "1.3 pJ/bit"."""
+    if isinstance(value, str) and value.rstrip().endswith("/bit"):
+        return BITS * _quantity("J/B")(f"{value.rstrip().removesuffix('bit')}B")
+    return _quantity("J/B")(value)
+
+
+def _part(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise SpecError(f"{shown(value)} is not a number between 0 and 1")
+    return float(value)
+
+
 def _share(value: object) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1:
         raise SpecError(f"{shown(value)} is not a part of 1")
+    return float(value)
+
+
+def _factor(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < LARGEST:
+        raise SpecError(f"{shown(value)} is not a number between 0 and {LARGEST:g}")
     return float(value)
 
 
@@ -83,6 +130,10 @@ def _count(value: object) -> int:
     if not 1 <= value <= LARGEST_COUNT:
         raise SpecError(f"{shown(value)} is not between 1 and {LARGEST_COUNT}")
     return value
+
+
+def _switches(value: object) -> int:
+    return 0 if value == 0 and not isinstance(value, bool) else _count(value)
 
 
 def _text(value: object) -> str:
@@ -121,16 +172,36 @@ Name: TypeAlias = Annotated[str, Read(check_name)]
 Text: TypeAlias = Annotated[str, Read(_text)]
 Flag: TypeAlias = Annotated[bool, Read(_flag)]
 Count: TypeAlias = Annotated[int, Read(_count)]
+Switches: TypeAlias = Annotated[int, Read(_switches)]
 Cores: TypeAlias = Annotated[Number, Read(_count)]
 Bytes: TypeAlias = Annotated[Number, Read(_quantity("B"))]
 BytesPerSecond: TypeAlias = Annotated[Number, Read(_quantity("B/s"))]
 FlopPerSecond: TypeAlias = Annotated[Number, Read(_quantity("FLOP/s"))]
 Watts: TypeAlias = Annotated[Number, Read(_quantity("W"))]
 Hertz: TypeAlias = Annotated[Number, Read(_quantity("Hz"))]
-JoulesPerByte: TypeAlias = Annotated[Number, Read(_quantity("J/B"))]
 Ratio: TypeAlias = Annotated[Number, Read(_ratio)]
 Share: TypeAlias = Annotated[Number, Read(_share)]
 Seconds: TypeAlias = Annotated[Number, Read(_quantity("s"))]
+JoulesPerFlop: TypeAlias = Annotated[Number, Read(_quantity("J/FLOP"))]
+JoulesPerByte: TypeAlias = Annotated[Number, Read(_energy_per_byte)]
+Part: TypeAlias = Annotated[Number, Read(_part)]
+Factor: TypeAlias = Annotated[Number, Read(_factor)]
+Metres: TypeAlias = Annotated[Number, Read(_quantity("m"))]
+Offset: TypeAlias = Annotated[Number, Read(_offset)]
+SquareMetres: TypeAlias = Annotated[Number, Read(_quantity("m²"))]
+PerSquareMetre: TypeAlias = Annotated[Number, Read(_quantity("/m²"))]
+PerMetre: TypeAlias = Annotated[Number, Read(_quantity("/m"))]
+Conductivity: TypeAlias = Annotated[Number, Read(_quantity("W/m/K"))]
+HeatTransfer: TypeAlias = Annotated[Number, Read(_quantity("W/m²/K"))]
+Expansion: TypeAlias = Annotated[Number, Read(_quantity("/K"))]
+Pascals: TypeAlias = Annotated[Number, Read(_quantity("Pa"))]
+Celsius: TypeAlias = Annotated[Number, Read(_quantity("°C"))]
+Dollars: TypeAlias = Annotated[Number, Read(_quantity("$"))]
+DollarsPerSecond: TypeAlias = Annotated[Number, Read(_quantity("$/s"))]
+DollarsPerJoule: TypeAlias = Annotated[Number, Read(_quantity("$/J"))]
+DollarsPerByte: TypeAlias = Annotated[Number, Read(_quantity("$/B"))]
+DollarsPerSquareMetre: TypeAlias = Annotated[Number, Read(_quantity("$/m²"))]
+Years: TypeAlias = Annotated[Number, Read(_quantity("years"))]
 
 
 def list_specs(folder: Path) -> list[str]:

@@ -4,6 +4,7 @@ Exit codes: 0 an answer (that a model does not fit is one), 2 input that makes n
 """
 
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ import typer
 from opgraph.console import (
     console_on,
     print_json,
+    print_package,
     print_report,
     print_search,
     print_table,
@@ -147,6 +149,8 @@ ReserveShare = Annotated[
 ]
 HostStep = Annotated[float, typer.Option(help="µs that the host takes before each step")]
 HostOperator = Annotated[float, typer.Option(help="least µs of an operator launched by the host")]
+Plot = Annotated[Path | None, typer.Option(help="write a picture as PNG, SVG or PDF")]
+PriceOf = Annotated[str | None, typer.Option(help="$ per chip-hour, or: list, ownership")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
 
 
@@ -192,16 +196,19 @@ def simulate(
     communication: Annotated[
         bool, typer.Option("--communication", help="also what the chips send each other")
     ] = False,
+    price: PriceOf = None,
     as_json: AsJson = False,
-    plot: Annotated[
-        Path | None, typer.Option(help="write the decode timeline as PNG, SVG, PDF")
-    ] = None,
+    plot: Plot = None,
     trace: Annotated[
         Path | None, typer.Option(help="write both steps as .json or .json.gz")
     ] = None,
 ) -> None:
     """Latency, throughput and memory of a model on a platform, and what limits them."""
     report = _report(locals())
+    if price is not None:
+        from hardware.price import read_price
+
+        report = replace(report, price=read_price(price, report.point.platform.chip))
     if plot:
         save_plot(report.decode, plot)
     if trace:
@@ -466,6 +473,27 @@ def price_operator(
     else:
         row = {name: values[0] for name, values in answer.items()}
         print_table(f"{kind} on {where.name}", [row])
+
+
+@app.command("package")
+def show_package(
+    spec: Annotated[str, typer.Argument(help="a TOML file, as examples/package.toml")],
+    interposer: Annotated[str | None, typer.Option(help="another: silicon, organic, glass")] = None,
+    plot: Plot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Temperatures, slowdown, links and bow of chiplets on an interposer."""
+    from hardware import load_package
+
+    package = load_package(spec, interposer)
+    if plot:
+        from opgraph.plots import temperatures
+
+        save_figure(lambda ax: temperatures(package, ax), plot, (8, 6))
+    if as_json:
+        print_json(package.to_dict())
+    else:
+        print_package(package)
 
 
 app.add_typer(measuring)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.console import Console
 
+    from hardware import Package
     from opgraph.explore import Search
     from opgraph.report import Report
     from opgraph.timeline import Timeline
@@ -134,6 +135,29 @@ def progress(what: str) -> Iterator[Callable[[list[Any]], Iterable[Any]]]:
         things, what, console=console_on(sys.stderr), transient=True,
         disable=not sys.stderr.isatty(),
     )  # fmt: skip
+
+
+def print_package(package: "Package") -> None:
+    """Print the chiplets with their temperatures, the links, the slowdown and the bow."""
+    answer = package.to_dict()
+    print_table("chiplets", [_rounded(row) for row in answer["chiplets"]])
+    if answer["links"]:
+        print_table("links at full rate", [_rounded(row) for row in answer["links"]])
+    whole = f"{package.name}: {package.power:g} W on {package.interposer}"
+    clock = "cool enough"
+    if answer["slowdown"] < 1:
+        clock = f"too hot at more than {answer['slowdown']:.1%} of the clock"
+    if answer["slowdown"] == 0:
+        clock = "too hot even at rest"
+    text = f"{whole}, {clock}, bow {answer['bow_um']:.0f} µm over the diagonal"
+    dies, carrier = answer["die_cost_dollars"], answer["interposer_cost_dollars"]
+    text += f"\ndies {dies:.0f} $ (where the process is said), interposer {carrier:.0f} $"
+    console_on(sys.stdout).print(text, highlight=False, soft_wrap=True)
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """Numbers to four digits."""
+    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}
 
 
 def print_json(value: Any) -> None:

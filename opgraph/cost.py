@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware import Number, Platform, SpecError, collective
+from hardware import Number, Platform, Span, SpecError, collective
 from hardware.errors import nearest, shown
 from opgraph.arithmetic import larger, smaller, where
 from opgraph.operator import Collective, Operator, Send, Work
@@ -232,15 +232,18 @@ def _cost(operator: Operator, sizes: Sizes, machine: Machine, reached: Efficienc
 def _collective_cost(
     operator: Collective, sizes: Sizes, machine: Machine, reached: Efficiency
 ) -> Cost:
-    size = machine.plan.group_size(operator.axes)
-    work = operator.work(sizes)
-    spans = machine.platform.place(machine.plan.group(operator.axes))
-    found = collective(operator.collective, work.sent, spans)
+    size, work = machine.plan.group_size(operator.axes), operator.work(sizes)
+    found = collective(operator.collective, work.sent, spans_of(operator, machine))
     time = found.latency_time + found.bandwidth_time / reached.memory
     overhead = where(np.greater(size, 1), reached.overhead, 0.0)
     limiter = where(found.bandwidth_time >= found.latency_time, NETWORK_BANDWIDTH, NETWORK_LATENCY)
     index = int(np.asarray(found.algorithm).flat[0])
     return Cost(time + overhead, limiter, work, found.names[index], size)
+
+
+def spans_of(operator: Collective, machine: Machine) -> tuple[Span, ...]:
+    """Over how many members of each level the chips of a collective lie."""
+    return machine.platform.place(machine.plan.group(operator.axes))
 
 
 def _send_cost(operator: Send, sizes: Sizes, machine: Machine, reached: Efficiency) -> Cost:

@@ -143,11 +143,13 @@ class Point:
         Raises
         ------
         SpecError : arrays that do not broadcast together, a plan that the platform or the model
-            does not allow, images that do not fit the model or the prompt.
+            or the model's layers do not allow, images that do not fit the model or the prompt.
         """
         _ = self.shape
         self.plan.check(self.model.numbers, self.platform.num_chips, self.platform.name)
         self.model.check_images(self.workload.images, self.workload.prompt)
+        for _, part in self.by_stages():
+            part.pieces("decode")
         return self
 
     @cached_property

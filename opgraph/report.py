@@ -1,13 +1,16 @@
 """What a simulation answers: times, throughput, memory, and what limits each phase."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hardware import Number, SpecError, format_quantity
+from hardware import Number, Price, SpecError, chip_hour, format_quantity, list_prices
+from hardware.price import HOUR
 from opgraph.arithmetic import where
+from opgraph.cost import Machine
+from opgraph.energy import StepEnergy, step_energy
 from opgraph.memory import Footprint
 from opgraph.timeline import Timeline
 
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from opgraph.point import Point
+
+_MILLION = 1e6
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +32,14 @@ class Report:
     ttft : time to first token in s: one step that prefills all prompts of the batch.
     tpot : time per output token in s: mean of the decode steps as the context grows.
     memory : bytes on a chip.
+    price : of a chip; None: its list price, if it has one.
     """
 
     point: "Point"
     ttft: Number
     tpot: Number
     memory: Footprint
+    price: Price | None = None
 
     @property
     def ttft_interval(self) -> tuple[Number, Number]:
@@ -123,6 +130,47 @@ class Report:
 
         return census(self)
 
+    @cached_property
+    def prefill_energy(self) -> StepEnergy:
+        """What the prefill step takes of one chip; SpecError if its energy is not known."""
+        return step_energy(self.prefill, self._machine)
+
+    @cached_property
+    def decode_energy(self) -> StepEnergy:
+        """What the decode step in the middle of the output takes of one chip."""
+        return step_energy(self.decode, self._machine)
+
+    @property
+    def _machine(self) -> Machine:
+        return Machine(self.point.platform, self.point.plan, self.point.host)
+
+    @property
+    def energy(self) -> Number:
+        """Joules of all chips of the plan from the prompts to the last token of the batch.
+
+        What a decode step takes above idle grows straight with the context, but for windows
+        and the like, so that of the middle step stands for their mean.
+        """
+        first, later = self.prefill_energy, self.decode_energy
+        steps = self.point.workload.output - 1
+        one = first.active + steps * later.active + first.idle * self.latency
+        return self.num_chips * one
+
+    @property
+    def energy_per_token(self) -> Number:
+        """Joules per generated token, prefill included."""
+        return self.energy / (self.point.workload.batch * self.point.workload.output)
+
+    @property
+    def chip_price(self) -> Price:
+        """The price of a chip: the one given, or its list price; SpecError if it has none."""
+        return chip_hour(self.point.platform.chip) if self.price is None else self.price
+
+    @property
+    def dollars_per_million_tokens(self) -> Number:
+        """What a million generated tokens cost on the plan's chips, prefill included."""
+        return self.chip_price.rate * self.num_chips / self.throughput * _MILLION
+
     def at(self, *index: int) -> "Report":
         """The report of one design point of an array."""
         from opgraph.simulation import simulate
@@ -136,7 +184,8 @@ class Report:
         if point.shape:
             raise SpecError(f"at{index}: give {len(self.point.shape)} indices")
         parts = (point.model, point.platform, point.plan, point.workload)
-        return simulate(*parts, cost=point.cost, host=point.host, reserve=point.reserve)
+        one = simulate(*parts, cost=point.cost, host=point.host, reserve=point.reserve)
+        return replace(one, price=self.price)
 
     @property
     def verdict(self) -> str:
@@ -180,17 +229,52 @@ class Report:
             "max_context": int(self.max_context),
             "fits": self.memory.fits,
             "num_chips": int(self.num_chips),
+            "power_limit_W": self.point.platform.chip.power,
+            "energy_J_per_token": self.energy_per_token if self._knows_energy else None,
+            "price_dollars_per_chip_hour": self.chip_price.rate * HOUR if self._priced else None,
+            "dollars_per_million_tokens": self.dollars_per_million_tokens if self._priced else None,
             "phases": {
                 name: {
                     "time_ms": float(timeline.time) * milli,
                     "low_ms": float(timeline.interval[0]) * milli,
                     "high_ms": float(timeline.interval[1]) * milli,
                     "limiter_shares": timeline.limiter_shares,
-                    "operators": timeline.rows(),
+                    **self._power_rows(name, timeline),
                 }
                 for name, timeline in phases.items()
             },
         }
+
+    def _power_rows(self, phase: str, timeline: Timeline) -> dict[str, Any]:
+        """``power_W`` of a chip in a phase, and the operators with ``energy_mJ`` of each."""
+        rows = timeline.rows()
+        if not self._knows_energy:
+            return {"power_W": None, "operators": [{**row, "energy_mJ": None} for row in rows]}
+        step = self.prefill_energy if phase == "prefill" else self.decode_energy
+        milli = {name: float(joules) * 1e3 for name, joules in step.operators.items()}
+        operators = [{**row, "energy_mJ": milli[row["name"]]} for row in rows]
+        return {"power_W": float(step.power), "operators": operators}
+
+    @property
+    def _knows_energy(self) -> bool:
+        return self.point.platform.chip.has_energy
+
+    @property
+    def _priced(self) -> bool:
+        return self.price is not None or self.point.platform.chip.name in list_prices()
+
+    def _energy_text(self) -> str:
+        """``2 J/token, 610 W per chip in prefill and 340 W in decode of 700 W``."""
+        first, later = (float(e.power) for e in (self.prefill_energy, self.decode_energy))
+        limit = self.point.platform.chip.power
+        of = "" if limit is None else f" of {_quantity(limit, 'W')}"
+        power = f"{_quantity(first, 'W')} in prefill and {_quantity(later, 'W')} in decode"
+        return f"{self.energy_per_token:.3g} J/token, per chip {power}{of}"
+
+    def _price_text(self) -> str:
+        price = self.chip_price
+        hour = f"{float(price.rate) * HOUR:.3g} $ per chip-hour"
+        return f"{self.dollars_per_million_tokens:.3g} $ per million tokens at {hour}"
 
     def __str__(self) -> str:
         if self.point.shape:
@@ -206,6 +290,10 @@ class Report:
             "prefill": describe_shares(self.prefill),
             "decode": describe_shares(self.decode),
         }
+        if self._knows_energy:
+            rows["energy"] = self._energy_text()
+        if self._priced:
+            rows["cost"] = f"{self._price_text()} ({self.chip_price.origin})"
         if list(self.decode.provenance_shares) != ["ideal"]:
             rows["rests on"] = _describe(self.decode.provenance_shares) + " (decode, by time)"
         point = self.point

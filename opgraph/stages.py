@@ -39,6 +39,11 @@ def cut(graph: Graph, layers: Sequence[int], *, decodes: bool) -> tuple[Graph, .
     """
     if len(layers) == 1:
         return (graph,)
+    if min(layers) < 1:
+        raise SpecError(
+            f"{len(layers)} stages or pieces of them are too many for the "
+            f"{num_layers(graph)} layers of {graph.name}: each needs one"
+        )
     if sum(layers) != num_layers(graph):
         raise SpecError(
             f"layers={tuple(layers)} are {sum(layers)}, but {graph.name} has {num_layers(graph)}"

@@ -308,3 +308,53 @@ def test_layers_without_end_are_refused(run, tmp_path):
     code, _, error = run("simulate", tmp_path, "-p", "h100-sxm:1")
     assert code == 2
     assert "'num_hidden_layers' is 1000000000" in error
+
+
+def test_energy_and_cost_are_printed_and_in_json(run):
+    code, out, err = run(*DEMO, "--price", "2.5")
+    assert (code, err) == (0, "")
+    assert "J/token, per chip" in out
+    assert "$ per million tokens at 2.5 $ per chip-hour (as given)" in out
+    answer = json.loads(run(*DEMO, "--price", "2.5", "--json")[1])
+    assert answer["price_dollars_per_chip_hour"] == pytest.approx(2.5)
+    seconds = 1e6 / answer["throughput_tokens_per_s"]
+    by_hand = 2 * 2.5 / 3600 * seconds
+    assert answer["dollars_per_million_tokens"] == pytest.approx(by_hand)
+    assert answer["energy_J_per_token"] > 0
+    for phase in answer["phases"].values():
+        assert 80 < phase["power_W"] < 700
+        assert all(row["energy_mJ"] > 0 for row in phase["operators"])
+
+
+@pytest.mark.parametrize("price", ["cheap", "-3", "nan", "0", "inf"])
+def test_a_price_that_is_none_is_one_line(run, price):
+    code, out, err = run(*DEMO, "--price", price)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "price" in err
+
+
+def test_package_prints_and_plots(run, tmp_path):
+    spec, picture = "examples/package.toml", tmp_path / "map.png"
+    code, out, err = run("package", spec, "--plot", picture)
+    assert (code, err) == (0, "")
+    for word in ("left", "hottest_C", "shoreline_mm", "of the clock", "bow", "interposer"):
+        assert word in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    answer = json.loads(run("package", spec, "--interposer", "glass", "--json")[1])
+    assert answer["interposer"] == "glass"
+    assert 0.9 < answer["slowdown"] < 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("no.toml",), "cannot read 'no.toml'"),
+        (("examples/package.toml", "--interposer", "wood"), "unknown interposer 'wood'"),
+        (("examples/package.toml", "--plot", "map.gif"), "--plot map.gif"),
+        (("hardware/data/chips/h100-sxm.toml",), "h100-sxm.toml: unknown key"),
+    ],
+)
+def test_a_package_that_is_none_is_one_line(run, words, message):
+    code, out, err = run("package", *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err

@@ -165,7 +165,7 @@ def test_in_switch_reduction_came_with_the_third_nvswitch():
 
 
 def test_docstring_examples():
-    for module in ("errors", "units", "chip", "catalogue"):
+    for module in ("errors", "units", "chip", "catalogue", "technology", "die", "price"):
         assert doctest.testmod(importlib.import_module(f"hardware.{module}")).failed == 0
 
 

@@ -295,9 +295,7 @@ def test_copies_of_popular_experts_even_out_the_chips_by_hand():
 # --- pipelines ------------------------------------------------------------------------------
 
 
-@given(
-    st.integers(1, 6), st.integers(1, 3), st.integers(1, 4), st.floats(0.1, 9), st.floats(0, 9)
-)
+@given(st.integers(1, 6), st.integers(1, 3), st.integers(1, 4), st.floats(0.1, 9), st.floats(0, 9))
 def test_a_pipeline_of_equal_stages_takes_what_the_formula_says(stages, pieces, groups, time, send):
     """Fill, steady state and drain: (M·v + S − 1)·t for M microbatches in whole groups of S, v
     pieces a stage (Narayanan et al. 2021, section 2.2), transfers for free.

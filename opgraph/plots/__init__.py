@@ -1,4 +1,4 @@
-"""Plots: the timeline of a step, its roofline, where its time goes, a chip's memory, and plans.
+"""Plots: the timeline of a step, its roofline, where its time goes, memory, plans, and packages.
 
 Each draws on the Axes given, or makes a figure, and returns the Axes; none shows or saves.
 Labels are measured for the size that the Axes has then: give the figure its size first.
@@ -10,6 +10,7 @@ from opgraph.plots.drawing import COLOURS
 from opgraph.plots.front import pareto
 from opgraph.plots.gantt import timeline
 from opgraph.plots.lanes import lanes
+from opgraph.plots.package import temperatures
 from opgraph.plots.roof import roofline
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "pareto",
     "roofline",
     "side_by_side",
+    "temperatures",
     "timeline",
     "waterfall",
 ]
