@@ -7,7 +7,7 @@ measurements. The first two price collectives by latency and bandwidth
 (α–β) with the fastest algorithm that the links allow.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hardware import Group, Number, Platform, SpecError, collective
 from hardware.errors import nearest, shown
-from opgraph.arithmetic import larger, smaller, where
+from opgraph.arithmetic import larger, product, smaller, where
 from opgraph.operator import Collective, Operator, Send, Work
 from opgraph.plan import Plan
 from opgraph.sizes import Sizes
@@ -172,9 +172,13 @@ def cost_model(choice: str | CostModel) -> CostModel:
 
 def price(operator: Operator, sizes: Sizes, machine: Machine, model: CostModel) -> Cost:
     """The cost of *operator* by *model*, launched by the host; none where it does not run."""
+    needed = [operator.given] if operator.given else []
+    if operator.part:
+        sizes = sizes.part(*operator.part)
+        needed.append(operator.part.dim)
     return (
-        _present(operator, sizes, machine, model)
-        if operator.given
+        _present(operator, sizes, machine, model, needed)
+        if needed
         else _launched(operator, sizes, machine, model)
     )
 
@@ -193,13 +197,18 @@ def _launched(operator: Operator, sizes: Sizes, machine: Machine, model: CostMod
     return replace(found, time=larger(found.time, least), limiter=limiter, **bounds)
 
 
-def _present(operator: Operator, sizes: Sizes, machine: Machine, model: CostModel) -> Cost:
-    """The cost of an operator that is for something: none where that is absent (zero images)."""
-    given = sizes[operator.given]
+def _present(
+    operator: Operator, sizes: Sizes, machine: Machine, model: CostModel, needed: Sequence[str]
+) -> Cost:
+    """The cost of an operator that is for something: none where that is absent (zero images, a
+    part of less than one sequence).
+    """
+    here = product(sizes[dim] > 0 for dim in needed)
+    if np.all(here):
+        return _launched(operator, sizes, machine, model)
     # priced as if it were there, so that nothing is divided by nothing, and left out after that
-    there = {**sizes.numbers, operator.given: larger(given, 1)}
+    there = {**sizes.numbers, **{dim: larger(sizes[dim], 1) for dim in needed}}
     found = _launched(operator, replace(sizes, numbers=there), machine, model)
-    here = given > 0
     bounds = {
         name: where(here, bound, 0.0)
         for name, bound in (("low", found.low), ("high", found.high))
