@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeAlias, cast
 
+import numpy as np
+
 from hardware.arithmetic import in_double
 from hardware.errors import SpecError, nearest, shown
 from hardware.link import STRICT, Fabric, Link, check_positive, widen
@@ -68,6 +70,23 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Transfers:
+    """What the kernel of a collective takes of a chip while it runs: so many cores.
+
+    source: where the number is from; it is software, and on no datasheet.
+    """
+
+    cores: Cores
+    source: Text
+
+    __pydantic_config__: ClassVar = STRICT
+
+    def __post_init__(self) -> None:
+        check_positive("transfers", cores=self.cores)
+        widen(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Chip:
     """One accelerator, as its datasheet describes it; any number may be an array.
 
@@ -77,9 +96,10 @@ class Chip:
     cache: what all cores share on chip. power: thermal design power, W. cores, clock,
     cache and power are None where unpublished. scale_up: the links to the other chips of
     a domain of at most max_scale_up, wired as fabric says; scale_out: the network
-    interface beyond it.
+    interface beyond it. transfers: the cores that move data between chips; None where
+    engines of their own do, or where nobody has published it.
 
-    Raises SpecError if a number is not finite and positive.
+    Raises SpecError if a number is not finite and positive, or transfers take all cores.
     """
 
     name: Name
@@ -96,6 +116,7 @@ class Chip:
     max_scale_up: Count = 1
     scale_out: Link | None = None
     fabric: Fabric = field(default_factory=Fabric)
+    transfers: Transfers | None = None
 
     __pydantic_config__: ClassVar = STRICT
 
@@ -110,6 +131,10 @@ class Chip:
             self.name, vector=self.vector, cores=self.cores, clock=self.clock, power=self.power
         )
         check_positive(self.name, **self.matrix)
+        if self.transfers and self.cores is None:
+            raise SpecError(f"{self.name} has cores in 'transfers', but 'cores' is missing")
+        if self.transfers and np.any(np.greater_equal(self.transfers.cores, self.cores)):
+            raise SpecError(f"transfers of {self.name} leave none of its cores to compute")
         widen(self)
         rates = {dtype: in_double(rate) for dtype, rate in self.matrix.items()}
         object.__setattr__(self, "matrix", rates)

@@ -23,7 +23,7 @@ from opgraph.sizes import Sizes
 
 # in the order of `kernels.Limiter`
 LIMITERS = ("compute", "memory", "cache", "launch", "network bandwidth", "network latency")
-COMPUTE, MEMORY, _, LAUNCH, NETWORK_BANDWIDTH, NETWORK_LATENCY = range(len(LIMITERS))
+COMPUTE, MEMORY, CACHE, LAUNCH, NETWORK_BANDWIDTH, NETWORK_LATENCY = range(len(LIMITERS))
 # a conversion and a product with the scale for each weight that is stored narrower than it is used
 UNPACK_FLOP = 2
 
@@ -41,6 +41,9 @@ class Cost:
     group_size : chips that take part in it.
     low, high : seconds between which 80 % of measurements lie; None: as *time*, a bound.
     provenance : ``ideal``, ``measured`` (a fit of this chip), ``transferred``.
+    sent : of a transfer, bytes that a chip puts on its links.
+    holds_cores, holds_bandwidth : of a transfer, the shares of the chip's cores and of its
+        memory's bandwidth that nothing else has while it runs.
     """
 
     time: Number
@@ -51,6 +54,9 @@ class Cost:
     low: Number | None = None
     high: Number | None = None
     provenance: str = "ideal"
+    sent: Number = 0.0
+    holds_cores: Number = 0.0
+    holds_bandwidth: Number = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +255,8 @@ def _collective_cost(
     overhead = where(np.greater(size, 1), reached.overhead, 0.0)
     limiter = where(found.bandwidth_time >= found.latency_time, NETWORK_BANDWIDTH, NETWORK_LATENCY)
     index = int(np.asarray(found.algorithm).flat[0])
-    return Cost(time + overhead, limiter, work, found.names[index], size)
+    algorithm = found.names[index]
+    return Cost(time + overhead, limiter, work, algorithm, size, sent=found.sent)
 
 
 def _send_cost(operator: Send, sizes: Sizes, machine: Machine, reached: Efficiency) -> Cost:
