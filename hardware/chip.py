@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeAlias, cast
 
-import numpy as np
-
 from hardware.arithmetic import in_double
 from hardware.errors import SpecError, nearest, shown
 from hardware.link import STRICT, Fabric, Link, check_positive, widen
@@ -71,7 +69,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Transfers:
-    """What the kernel of a collective takes of a chip while it runs: so many cores.
+    """What the kernel of a collective takes of a chip while it runs: so many of its cores.
 
     source: where the number is from; it is software, and on no datasheet.
     """
@@ -99,7 +97,7 @@ class Chip:
     interface beyond it. transfers: the cores that move data between chips; None where
     engines of their own do, or where nobody has published it.
 
-    Raises SpecError if a number is not finite and positive, or transfers take all cores.
+    Raises SpecError if a number is not finite and positive.
     """
 
     name: Name
@@ -133,8 +131,6 @@ class Chip:
         check_positive(self.name, **self.matrix)
         if self.transfers and self.cores is None:
             raise SpecError(f"{self.name} has cores in 'transfers', but 'cores' is missing")
-        if self.transfers and np.any(np.greater_equal(self.transfers.cores, self.cores)):
-            raise SpecError(f"transfers of {self.name} leave none of its cores to compute")
         widen(self)
         rates = {dtype: in_double(rate) for dtype, rate in self.matrix.items()}
         object.__setattr__(self, "matrix", rates)

@@ -11,7 +11,7 @@ for every operator is the fluid itself, and that is unique: what runs until a mo
 runs next. For the same reason the iteration ends: each round is right for one operator more.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -21,14 +21,17 @@ from opgraph.arithmetic import larger, smaller, where
 from opgraph.cost import CACHE, COMPUTE, MEMORY, Cost
 from opgraph.schedule import Loop, Program, Schedule, schedule
 
+Place = tuple[int, int]
+"""A loop and one of its repetitions."""
+Timed = tuple[str, Number, Number]
+"""A task, its start and its end."""
+
 _COMPUTE, _TRANSFER = "compute", "communication"
 # times are found to this share of the step; a handful of rounds is usual
 _TOLERANCE, _MOST_ROUNDS = 1e-10, 200
 
 
-def contended(
-    steps: Program, costs: Mapping[str, Cost]
-) -> tuple[Schedule, Mapping[str, Number]]:
+def contended(steps: Program, costs: Mapping[str, Cost]) -> tuple[Schedule, Mapping[str, Number]]:
     """The schedule of *steps* at *costs*, and the seconds that each task takes in it.
 
     In a loop each repetition takes as long as the one in its middle.
@@ -38,15 +41,13 @@ def contended(
     if not _is_concurrent(steps) or not any(map(_holds_anything, costs.values())):
         return ran, times
     for _ in range(_MOST_ROUNDS):
-        before, times = times, {name: cost.time for name, cost in costs.items()}
+        longer = {name: cost.time for name, cost in costs.items()}
         for index, loop in enumerate(steps.loops):
-            for task, transfer, seconds in _beside(steps, ran, index, loop.count // 2):
-                lost = _lost(costs[task], costs[transfer])
-                times[task] = times[task] + seconds * lost
-        change = (abs(times[name] - before[name]) / larger(ran.makespan, np.finfo(float).tiny) for name in times)
-        if all(np.all(share <= _TOLERANCE) for share in change):
+            for task, transfer, seconds in _beside(steps, ran, (index, loop.count // 2)):
+                longer[task] = longer[task] + seconds * _lost(costs[task], costs[transfer])
+        if all(_is_close(longer[name], times[name], ran.makespan) for name in times):
             break
-        ran = schedule(steps, times)
+        times, ran = longer, schedule(steps, longer)
     return ran, times
 
 
@@ -54,11 +55,16 @@ def _holds_anything(cost: Cost) -> bool:
     return bool(np.any(cost.holds_cores) or np.any(cost.holds_bandwidth))
 
 
+def _is_close(one: Number, other: Number, step: Number) -> bool:
+    return bool(np.all(np.less_equal(np.abs(one - other), _TOLERANCE * step)))
+
+
 def _lost(cost: Cost, transfer: Cost) -> Number:
     """The share of what limits an operator that a *transfer* beside it holds."""
     on_cores = np.equal(cost.limiter, COMPUTE) | np.equal(cost.limiter, CACHE)
     of_memory = where(np.equal(cost.limiter, MEMORY), transfer.holds_bandwidth, 0.0)
-    return where(on_cores, transfer.holds_cores, of_memory)
+    lost: Number = where(on_cores, transfer.holds_cores, of_memory)
+    return lost
 
 
 def exposed(steps: Program, ran: Schedule) -> Number:
@@ -70,9 +76,9 @@ def exposed(steps: Program, ran: Schedule) -> Number:
     total: Number = 0.0
     for index, done in enumerate(ran.loops):
         for repetition, count in _weighed(done.count, len(done.runs)):
-            transfers = _tasks(steps, ran, index, repetition, _TRANSFER)
+            transfers = _tasks(steps, ran, (index, repetition), _TRANSFER)
             alone = sum(end - start for _, start, end in transfers)
-            beside = _beside(steps, ran, index, repetition, _TRANSFER)
+            beside = _beside(steps, ran, (index, repetition), _TRANSFER)
             total = total + count * (alone - sum(seconds for *_, seconds in beside))
     return larger(total, 0.0)
 
@@ -86,48 +92,68 @@ def _weighed(count: int, known: int) -> Iterator[tuple[int, int]]:
 
 
 def _beside(
-    steps: Program, ran: Schedule, index: int, repetition: int, stream: str = _COMPUTE
+    steps: Program, ran: Schedule, at: Place, stream: str = _COMPUTE
 ) -> Iterator[tuple[str, str, Number]]:
-    """The tasks of one *repetition* of a loop on *stream*, those on the other stream that may run
-    at the same time, and how many seconds they do.
+    """The tasks of one repetition of a loop on *stream*, those on the other stream that run at
+    the same time, and for how many seconds they do.
     """
-    other = _TRANSFER if stream == _COMPUTE else _COMPUTE
-    near = [task for at in _around(steps, index, repetition) for task in _tasks(steps, ran, *at, other)]
-    for name, start, end in _tasks(steps, ran, index, repetition, stream):
-        for beside, begin, stop in near:
+    own = list(_tasks(steps, ran, at, stream))
+    if not own:
+        return
+    other = list(_during(steps, ran, at, _TRANSFER if stream == _COMPUTE else _COMPUTE, own))
+    for name, start, end in own:
+        for beside, begin, stop in other:
             seconds = common(start, end, begin, stop)
             if np.any(seconds):
                 yield name, beside, seconds
 
 
-def common(start: Number, end: Number, begin: Number, stop: Number) -> Number:
-    """Seconds that two runs have in common."""
-    return larger(smaller(end, stop) - larger(start, begin), 0.0)
+def _during(
+    steps: Program, ran: Schedule, at: Place, stream: str, own: Sequence[Timed]
+) -> Iterator[Timed]:
+    """The tasks on *stream* that may run during *own*, those of the repetition *at*.
+
+    Each stream runs its tasks in order, so that on either side the first repetition that is apart
+    from *own* ends the search.
+    """
+    (_, begin, _), (_, _, end) = own[0], own[-1]
+    yield from _tasks(steps, ran, at, stream)
+    for place in _places(steps, at, -1):
+        found = list(_tasks(steps, ran, place, stream))
+        yield from found
+        if found and np.all(found[-1][2] <= begin):
+            break
+    for place in _places(steps, at, 1):
+        found = list(_tasks(steps, ran, place, stream))
+        yield from found
+        if found and np.all(found[0][1] >= end):
+            break
 
 
-def _tasks(
-    steps: Program, ran: Schedule, index: int, repetition: int, stream: str
-) -> Iterator[tuple[str, Number, Number]]:
-    """Name, start and end of each task on *stream* in one repetition of a loop."""
+def _places(steps: Program, at: Place, towards: int) -> Iterator[Place]:
+    """The repetitions, of whatever loop, before *at* (*towards* -1) or after it (1)."""
+    index, repetition = at
+    while True:
+        repetition += towards
+        while not 0 <= repetition < steps.loops[index].count:
+            index += towards
+            if not 0 <= index < len(steps.loops):
+                return
+            repetition = 0 if towards > 0 else steps.loops[index].count - 1
+        yield index, repetition
+
+
+def _tasks(steps: Program, ran: Schedule, at: Place, stream: str) -> Iterator[Timed]:
+    index, repetition = at
     done = ran.loops[index]
     for i, task in enumerate(steps.loops[index].tasks):
         if task.stream == stream:
             yield task.name, done.start(i, repetition), done.end(i, repetition)
 
 
-def _around(steps: Program, index: int, repetition: int) -> list[tuple[int, int]]:
-    """A repetition of a loop with the ones before and after it, also in the loops beside it."""
-    busy = [i for i, loop in enumerate(steps.loops) if loop.last]
-    places = [(index, repetition)]
-    if repetition > 0:
-        places.append((index, repetition - 1))
-    elif before := [i for i in busy if i < index]:
-        places.append((before[-1], steps.loops[before[-1]].count - 1))
-    if repetition < steps.loops[index].count - 1:
-        places.append((index, repetition + 1))
-    elif after := [i for i in busy if i > index]:
-        places.append((after[0], 0))
-    return places
+def common(start: Number, end: Number, begin: Number, stop: Number) -> Number:
+    """Seconds that two runs have in common."""
+    return larger(smaller(end, stop) - larger(start, begin), 0.0)
 
 
 @lru_cache(maxsize=1024)

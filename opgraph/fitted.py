@@ -37,7 +37,7 @@ from opgraph.kernels import (
     route,
 )
 from opgraph.kernels.chip import kernel_chip
-from opgraph.operator import Activation, Collective, Einsum, Operator, Quantize, Rotary
+from opgraph.operator import Activation, Collective, Einsum, Operator, Quantize, Rotary, Send
 from opgraph.recurrent import GatedDeltaRule
 from opgraph.sizes import Sizes
 
@@ -187,6 +187,11 @@ def _(operator: Operator, sizes: Sizes, machine: Machine) -> Asked:
 
 
 @ask.register
+def _(operator: Send, sizes: Sizes, machine: Machine) -> None:
+    """Priced by the links alone."""
+
+
+@ask.register
 def _(operator: Activation, sizes: Sizes, machine: Machine) -> Asked:
     return INSIDE if _has_expert_rows(operator) else _stream(operator, sizes)
 
@@ -278,13 +283,16 @@ def _(operator: Collective, sizes: Sizes, machine: Machine) -> Asked | None:
 def _holding(cost: Cost, chip: Chip) -> Cost:
     """The cost of a transfer, with what it holds of *chip* while it runs.
 
-    What a chip sends it reads from its memory, and as much comes in and is written. Where that is
-    more than half of what the memory can do, the two share it evenly.
+    What a chip sends it reads from its memory, and as much comes in and is written. Neither of
+    the cores nor of the bandwidth it has more than half: two that want all share evenly.
     """
     rate = _READ_AND_WRITTEN * cost.sent / larger(cost.time, np.finfo(float).tiny)
     cores = chip.transfers.cores / chip.cores if chip.transfers and chip.cores else 0.0
-    fair = smaller(rate / chip.memory_bandwidth, _FAIR)
-    return replace(cost, holds_cores=cores, holds_bandwidth=fair)
+    return replace(
+        cost,
+        holds_cores=smaller(cores, _FAIR),
+        holds_bandwidth=smaller(rate / chip.memory_bandwidth, _FAIR),
+    )
 
 
 def _only_in_groups(cost: Cost) -> Cost:

@@ -5,7 +5,7 @@ their order, and by how finely they are cut. A *part* (`work.Part`) does its sha
 under a name of its own and reads the same weights.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from opgraph.graph import Block, Graph, renamed
@@ -16,7 +16,7 @@ from opgraph.work import Part
 _HALVES = 2
 
 
-def overlapped(graph: Graph, overlap: str, tokens: str, chunks: int) -> Graph:
+def overlapped(graph: Graph, overlap: str, chunks: int, tokens: str) -> Graph:
     """The sharded *graph*, its operators in the order that lets most run side by side.
 
     *overlap*: ``two-batch`` or ``chunked``, nothing else if empty; *tokens*: the dimension along
@@ -91,7 +91,7 @@ def chunked(graph: Graph, dim: str, count: int) -> Graph:
 def _chunked(
     operators: Sequence[Operator],
     readers: Mapping[str, Sequence[Operator]],
-    kept: Iterable[str],
+    kept: Container[str],
     dim: str,
     count: int,
 ) -> Iterator[Operator]:
@@ -99,30 +99,28 @@ def _chunked(
     for first in operators:
         if first.name in done:
             continue
-        second = next(iter(readers.get(first.name, ())), None)
-        if (
-            second is None
-            or not _go_together(first, second)
-            or len(readers[first.name]) > 1
-            or first.name in kept
-            or second.name not in here
-            or not all(dim in op.outputs[0].dims for op in (first, second))
-        ):
+        reading = readers.get(first.name, ())
+        alone = len(reading) == 1 and reading[0].name in here and first.name not in kept
+        if not (alone and _go_together(first, reading[0], dim)):
             yield first
             continue
+        second = reading[0]
         done.add(second.name)
         names: list[str] = []
-        for index in range(count):
-            one = _part(first, {}, Part(dim, index, count))
-            other = _part(second, {first.name: one.name}, Part(dim, index, count))
+        for part in (Part(dim, which, count) for which in range(count)):
+            one = _part(first, {}, part)
+            other = _part(second, {first.name: one.name}, part)
             names.append(other.name)
             yield from (one, other)
         yield _joined(second.outputs[0], names)
 
 
-def _go_together(first: Operator, second: Operator) -> bool:
+def _go_together(first: Operator, second: Operator, dim: str) -> bool:
+    """Whether parts along *dim* of a product and of a collective may follow each other."""
+    if len(second.activations) > 1 or any(dim not in op.outputs[0].dims for op in (first, second)):
+        return False
     if isinstance(first, Einsum) and isinstance(second, Collective):
-        return second.collective in ("all_reduce", "reduce_scatter") and not second.over
+        return second.collective in ("all_reduce", "reduce_scatter")
     if isinstance(first, Collective) and isinstance(second, Einsum):
         return first.collective == "all_gather"
     return False
@@ -172,9 +170,7 @@ class _TwoBatch:
             if "batch" not in tensor.dims or name in self.called[0]:
                 continue
             parts = tuple((f"part{i}", " ".join(tensor.dims)) for i in range(1, _HALVES + 1))
-            view = View(
-                name=f"{name}.split", inputs=(tensor,), parts=parts, layout=tensor.layout
-            )
+            view = View(name=f"{name}.split", inputs=(tensor,), parts=parts, layout=tensor.layout)
             views.append(view)
             for called, part in zip(self.called, view.outputs, strict=True):
                 called[name] = part.name
@@ -269,7 +265,7 @@ def _is_layers(block: Block) -> bool:
 
 def _part(operator: Operator, called: Mapping[str, str], part: Part) -> Operator:
     """That part of *operator*, which reads activations as *called*."""
-    name = f"{operator.name}.part{part.index + 1}"
+    name = f"{operator.name}.part{part.which + 1}"
     return replace(_reading(operator, called), name=name, part=part)
 
 

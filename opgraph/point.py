@@ -49,8 +49,8 @@ class Point:
         """One chip's graph of each piece of the pipeline."""
         plan, graph = self.plan, getattr(self.model, phase)
         layers = plan.layers or even(num_layers(graph), plan.num_pieces)
-        overlap = (plan.overlap, plan.chunks) if plan.overlap else ()
-        return laid_out(graph, layers, plan.active, plan.sp, phase == "decode", *overlap)
+        overlap = (plan.overlap, plan.chunks)
+        return laid_out(graph, layers, plan.active, plan.sp, phase == "decode", overlap)
 
     def pipeline(self, phase: Phase) -> Pipeline:
         """How microbatches pass through the pieces."""

@@ -116,16 +116,16 @@ class Sizes:
     def _parts(self) -> "dict[tuple[str, int, int], Sizes]":
         return {}
 
-    def part(self, dim: str, index: int, count: int) -> "Sizes":
-        """The sizes of part *index* of *count* along *dim*: each chip's part of it is divided."""
-        key = (dim, index, count)
+    def part(self, dim: str, which: int, parts: int) -> "Sizes":
+        """The sizes of one of *parts* along *dim*: each chip's part of it is divided."""
+        key = (dim, which, parts)
         if key not in self._parts:
             whole, ways = self.numbers[dim], self.ways(self.axes(dim))
             each = -(-whole // ways)
-            # what is in the first so many parts on all chips
+            # what is in the parts before this one, and in those up to it, on all chips
             before, after = (
-                smaller(whole, ways * sum(-(-(each - i) // count) for i in range(parts)))
-                for parts in (index, index + 1)
+                smaller(whole, ways * sum(-(-(each - i) // parts) for i in range(some)))
+                for some in (which, which + 1)
             )
             numbers = {**self.numbers, dim: after - before}
             self._parts[key] = replace(self, numbers=numbers)

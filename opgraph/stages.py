@@ -182,12 +182,11 @@ def laid_out(
     active: Axes,
     sp: bool,
     decodes: bool,
-    overlap: str = "",
-    chunks: int = 1,
+    overlap: tuple[str, int] = ("", 1),
 ) -> tuple[Piece, ...]:
     """The pieces of *graph* under the mesh axes that are *active*; alike ones are one object.
 
-    *overlap*, *chunks*: as in a `Plan`.
+    *overlap*: how transfers are overlapped, and the parts of a product (`overlap.overlapped`).
     """
     splits = Plan(sp=sp).splits(decodes)
     tokens = "batch" if decodes else "seq"
@@ -197,7 +196,7 @@ def laid_out(
         here = _received(piece, placed[-1]) if placed else piece
         key = (here.blocks, here.inputs)
         if key not in known:
-            known[key] = _apart(overlapped(lay_out(here, active, splits), overlap, tokens, chunks))
+            known[key] = _apart(overlapped(lay_out(here, active, splits), *overlap, tokens))
         placed.append(known[key])
     return tuple(placed)
 

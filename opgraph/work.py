@@ -63,13 +63,13 @@ class Work:
 
 
 class Part(NamedTuple):
-    """Part *index* of *count* along the dimension *dim*: parts are equal, but for the first ones,
-    which are one larger where it does not divide evenly.
+    """One of *parts* along the dimension *dim*, *which* of them: they are equal, but for the first
+    ones, which are one larger where it does not divide evenly.
     """
 
     dim: str
-    index: int
-    count: int
+    which: int
+    parts: int
 
 
 @dataclass(frozen=True, kw_only=True)
