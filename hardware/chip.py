@@ -70,6 +70,23 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Transfers:
+    """What the kernel of a collective takes of a chip while it runs: so many of its cores.
+
+    source: where the number is from; it is software, and on no datasheet.
+    """
+
+    cores: Cores
+    source: Text
+
+    __pydantic_config__: ClassVar = STRICT
+
+    def __post_init__(self) -> None:
+        check_positive("transfers", cores=self.cores)
+        widen(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Chip:
     """One accelerator, as its datasheet describes it; any number may be an array.
 
@@ -80,7 +97,8 @@ class Chip:
     cache and power are None where unpublished. energy: joules of what it does, None where
     nothing is known; dies: its logic dies, none where unpublished. scale_up: the links to
     the other chips of a domain of at most max_scale_up, wired as fabric says; scale_out:
-    the network interface beyond it.
+    the network interface beyond it. transfers: the cores that move data between chips;
+    None where engines of their own do, or where nobody has published it.
 
     Raises SpecError if a number is not finite and positive.
     """
@@ -101,6 +119,7 @@ class Chip:
     max_scale_up: Count = 1
     scale_out: Link | None = None
     fabric: Fabric = field(default_factory=Fabric)
+    transfers: Transfers | None = None
 
     __pydantic_config__: ClassVar = STRICT
 
@@ -117,6 +136,8 @@ class Chip:
         check_positive(self.name, **self.matrix)
         if self.energy is not None:
             self.energy.check(self.name, [tier.name for tier in self.memory], DTYPES)
+        if self.transfers and self.cores is None:
+            raise SpecError(f"{self.name} has cores in 'transfers', but 'cores' is missing")
         widen(self)
         rates = {dtype: in_double(rate) for dtype, rate in self.matrix.items()}
         object.__setattr__(self, "matrix", rates)

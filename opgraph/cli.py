@@ -108,6 +108,10 @@ Redundant = Annotated[
         "--redundant-experts", parser=_whole, metavar="N", help="copies of popular experts"
     ),
 ]
+Overlap = Annotated[
+    str, typer.Option(help="transfers under what is computed beside them: two-batch or chunked")
+]
+Chunks = Annotated[int, typer.Option(parser=_whole, metavar="N", help="parts of a chunked product")]
 Order = Annotated[
     str | None,
     typer.Option(help="axes from neighbouring chips outwards: tp,cp,attention_dp,pp,dp"),
@@ -176,6 +180,8 @@ def simulate(
     interleave: Interleave = 1,
     layers: Layers = None,
     redundant_experts: Redundant = 0,
+    overlap: Overlap = "",
+    chunks: Chunks = 4,
     order: Order = None,
     batch: Batch = 1,
     prompt: Prompt = 2048,
@@ -239,6 +245,8 @@ def write_trace(
     interleave: Interleave = 1,
     layers: Layers = None,
     redundant_experts: Redundant = 0,
+    overlap: Overlap = "",
+    chunks: Chunks = 4,
     order: Order = None,
     batch: Batch = 1,
     prompt: Prompt = 2048,
@@ -556,7 +564,7 @@ def _plan(options: dict[str, Any]) -> "Plan":
     from opgraph import Plan
 
     names = ("tp", "pp", "ep", "dp", "cp", "attention_dp", "sp", "microbatches", "interleave",
-             "redundant_experts")  # fmt: skip
+             "redundant_experts", "overlap", "chunks")  # fmt: skip
     chosen = {name: options[name] for name in names}
     if options["order"]:
         chosen["order"] = tuple(options["order"].split(","))

@@ -7,7 +7,7 @@ measurements. The first two price collectives by latency and bandwidth
 (α–β) with the fastest algorithm that the links allow.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from hardware import Number, Platform, Span, SpecError, collective
 from hardware.errors import nearest, shown
-from opgraph.arithmetic import larger, smaller, where
+from opgraph.arithmetic import larger, product, smaller, where
 from opgraph.operator import Collective, Operator, Send, Work
 from opgraph.plan import Plan
 from opgraph.sizes import Sizes
 
 # in the order of `kernels.Limiter`
 LIMITERS = ("compute", "memory", "cache", "launch", "network bandwidth", "network latency")
-COMPUTE, MEMORY, _, LAUNCH, NETWORK_BANDWIDTH, NETWORK_LATENCY = range(len(LIMITERS))
+COMPUTE, MEMORY, CACHE, LAUNCH, NETWORK_BANDWIDTH, NETWORK_LATENCY = range(len(LIMITERS))
 # a conversion and a product with the scale for each weight that is stored narrower than it is used
 UNPACK_FLOP = 2
 
@@ -41,6 +41,9 @@ class Cost:
     group_size : chips that take part in it.
     low, high : seconds between which 80 % of measurements lie; None: as *time*, a bound.
     provenance : ``ideal``, ``measured`` (a fit of this chip), ``transferred``.
+    sent : of a transfer, bytes that a chip puts on its links.
+    holds_cores, holds_bandwidth : of a transfer, the shares of the chip's cores and of its
+        memory's bandwidth that nothing else has while it runs.
     """
 
     time: Number
@@ -51,6 +54,9 @@ class Cost:
     low: Number | None = None
     high: Number | None = None
     provenance: str = "ideal"
+    sent: Number = 0.0
+    holds_cores: Number = 0.0
+    holds_bandwidth: Number = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,9 +178,13 @@ def cost_model(choice: str | CostModel) -> CostModel:
 
 def price(operator: Operator, sizes: Sizes, machine: Machine, model: CostModel) -> Cost:
     """The cost of *operator* by *model*, launched by the host; none where it does not run."""
+    needed = [operator.given] if operator.given else []
+    if operator.part:
+        sizes = sizes.part(*operator.part)
+        needed.append(operator.part.dim)
     return (
-        _present(operator, sizes, machine, model)
-        if operator.given
+        _present(operator, sizes, machine, model, needed)
+        if needed
         else _launched(operator, sizes, machine, model)
     )
 
@@ -193,13 +203,18 @@ def _launched(operator: Operator, sizes: Sizes, machine: Machine, model: CostMod
     return replace(found, time=larger(found.time, least), limiter=limiter, **bounds)
 
 
-def _present(operator: Operator, sizes: Sizes, machine: Machine, model: CostModel) -> Cost:
-    """The cost of an operator that is for something: none where that is absent (zero images)."""
-    given = sizes[operator.given]
+def _present(
+    operator: Operator, sizes: Sizes, machine: Machine, model: CostModel, needed: Sequence[str]
+) -> Cost:
+    """The cost of an operator that is for something: none where that is absent (zero images, a
+    part of less than one sequence).
+    """
+    here = product(sizes[dim] > 0 for dim in needed)
+    if np.all(here):
+        return _launched(operator, sizes, machine, model)
     # priced as if it were there, so that nothing is divided by nothing, and left out after that
-    there = {**sizes.numbers, operator.given: larger(given, 1)}
+    there = {**sizes.numbers, **{dim: larger(sizes[dim], 1) for dim in needed}}
     found = _launched(operator, replace(sizes, numbers=there), machine, model)
-    here = given > 0
     bounds = {
         name: where(here, bound, 0.0)
         for name, bound in (("low", found.low), ("high", found.high))
@@ -238,7 +253,8 @@ def _collective_cost(
     overhead = where(np.greater(size, 1), reached.overhead, 0.0)
     limiter = where(found.bandwidth_time >= found.latency_time, NETWORK_BANDWIDTH, NETWORK_LATENCY)
     index = int(np.asarray(found.algorithm).flat[0])
-    return Cost(time + overhead, limiter, work, found.names[index], size)
+    algorithm = found.names[index]
+    return Cost(time + overhead, limiter, work, algorithm, size, sent=found.sent)
 
 
 def spans_of(operator: Collective, machine: Machine) -> tuple[Span, ...]:

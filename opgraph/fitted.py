@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 import hardware
-from hardware import Number
-from opgraph.arithmetic import larger, where
+from hardware import Chip, Number
+from opgraph.arithmetic import larger, smaller, where
 from opgraph.attention import AbsorbedAttention, Attention, DecompressedAttention
 from opgraph.cost import Cost, Machine, Roofline
 from opgraph.experts import Combine, Dispatch, GroupedEinsum, Route
@@ -37,7 +37,7 @@ from opgraph.kernels import (
     route,
 )
 from opgraph.kernels.chip import kernel_chip
-from opgraph.operator import Activation, Collective, Einsum, Operator, Quantize, Rotary
+from opgraph.operator import Activation, Collective, Einsum, Operator, Quantize, Rotary, Send
 from opgraph.recurrent import GatedDeltaRule
 from opgraph.sizes import Sizes
 
@@ -82,6 +82,7 @@ class Asked:
 INSIDE = Asked("", "", None)
 # custom all-reduce kernels are written for the chips of a node
 _NODE = 8
+_READ_AND_WRITTEN, _FAIR = 2, 1 / 2
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class Fitted:
         """The fitted kernel's cost; the roofline's where there is none."""
         ideal = Roofline().cost(operator, sizes, machine)
         asked = None if operator.is_view else ask(operator, sizes, machine)
+        if asked is None and isinstance(operator, Collective):
+            return _holding(ideal, machine.platform.chip)
         if asked is None:
             return ideal
         if asked == INSIDE:
@@ -107,7 +110,7 @@ class Fitted:
         if asked.instead is not None:
             cost = _faster(cost, self._priced(asked.instead, machine, ideal))
         if isinstance(operator, Collective):
-            cost = _only_in_groups(cost)
+            cost = _only_in_groups(_holding(cost, machine.platform.chip))
         if asked.kernel == _STREAM[0] and not isinstance(operator, Quantize):
             cost = replace(cost, provenance=f"transferred from {_STREAM[0]}")
         return cost
@@ -181,6 +184,11 @@ def _(operator: GroupedEinsum, sizes: Sizes, machine: Machine) -> Asked | None:
 def _(operator: Operator, sizes: Sizes, machine: Machine) -> Asked:
     """Inside the fused layer."""
     return INSIDE
+
+
+@ask.register
+def _(operator: Send, sizes: Sizes, machine: Machine) -> None:
+    """Priced by the links alone."""
 
 
 @ask.register
@@ -270,6 +278,21 @@ def _(operator: Collective, sizes: Sizes, machine: Machine) -> Asked | None:
     if operator.collective == "all_reduce" and np.all(np.less_equal(size, _NODE)):
         custom = Asked("custom_all_reduce", "bf16", shape)
     return Asked(operator.collective, "any", shape, instead=custom)
+
+
+def _holding(cost: Cost, chip: Chip) -> Cost:
+    """The cost of a transfer, with what it holds of *chip* while it runs.
+
+    What a chip sends it reads from its memory, and as much comes in and is written. Neither of
+    the cores nor of the bandwidth it has more than half: two that want all share evenly.
+    """
+    rate = _READ_AND_WRITTEN * cost.sent / larger(cost.time, np.finfo(float).tiny)
+    cores = chip.transfers.cores / chip.cores if chip.transfers and chip.cores else 0.0
+    return replace(
+        cost,
+        holds_cores=smaller(cores, _FAIR),
+        holds_bandwidth=smaller(rate / chip.memory_bandwidth, _FAIR),
+    )
 
 
 def _only_in_groups(cost: Cost) -> Cost:

@@ -15,6 +15,7 @@ import numpy as np
 from hardware import Number
 from opgraph import timeline
 from opgraph.arithmetic import larger, smaller, where
+from opgraph.concurrency import common
 from opgraph.cost import Cost, CostModel, Machine, price
 from opgraph.operator import Send
 from opgraph.schedule import Loop, Program, Schedule, Task, schedule
@@ -86,6 +87,34 @@ class PipelineRun:
                         found[int(piece)].append(ran.start(index, repetition))
         first = min(start for starts in found for start in starts) if self.pipeline.decodes else 0
         return [[start - first for start in starts] for starts in found]
+
+    def exposed(self, inside: Sequence[Number]) -> Number:
+        """Seconds in which a chip only communicates, on the stage that does so longest: those
+        *inside* each piece, and those of handing on while the stage runs no piece.
+
+        In decode those of one round, in which the rounds before and after it are alike.
+        """
+        begun, handed = self.starts("piece"), self.starts("send")
+        most: Number = 0.0
+        for stage in range(self.pipeline.stages):
+            total: Number = 0.0
+            own = range(stage, self.pipeline.pieces, self.pipeline.stages)
+            shifts = (-self.time, 0.0, self.time) if self.pipeline.decodes else (0.0,)
+            busy = [
+                (start + shift, start + shift + self.times[f"piece {j} 0"])
+                for j in own
+                for start in begun[j]
+                for shift in shifts
+            ]
+            for j in own:
+                total = total + inside[j] * len(begun[j])
+                for start in handed[j]:
+                    end = start + self.times[f"send {j} 0"]
+                    total = total + end - start
+                    for begin, stop in busy:
+                        total = total - common(start, end, begin, stop)
+            most = larger(most, total)
+        return most
 
     def slack(self) -> dict[tuple[str, int], Number]:
         """For each piece and its transfer, the least seconds that it could take longer."""
@@ -201,8 +230,11 @@ def predict(
             handed = _repeated(event, j, stage, hands, where(spare > noise, spare, 0.0))
             events.append(replace(handed, stream=f"{stage} link"))
             done = done + cost.time
+    exposed = run.exposed([alone[piece].exposed for piece in pieces])
     first = alone[pieces[0]]
-    return replace(first, events=tuple(events), time=run.time, graph=joined(pieces))
+    return replace(
+        first, events=tuple(events), time=run.time, graph=joined(pieces), exposed=exposed
+    )
 
 
 def _repeated(event: Event, j: int, stage: str, begins: Sequence[Number], slack: Number) -> Event:

@@ -42,6 +42,8 @@ SPLITS: dict[str, Split] = {
     # what goes to the next stage is sent in parts: `Send`
     "model": Split((), "share", spare=("tp",)),
 }
+# ways to put transfers under what is computed beside them (`overlap`); the first is none
+OVERLAPS = ("", "two-batch", "chunked")
 # the axes of a stage's chips, as attention sees them
 ATTENTION = ("tp", "cp", "attention_dp")
 # what each word of `SPLITS` stands for among the mesh axes
@@ -76,6 +78,12 @@ class Plan:
     interleave : pieces of the model on each stage's chips, in turn (Narayanan et al. 2021).
     layers : layers of each stage (of each piece, if interleaved); equal if not given.
     redundant_experts : further copies of the most popular experts.
+    overlap : how transfers are put under what is computed beside them: ``"two-batch"`` (each
+        layer's batch in halves, one's transfers under the other's operators) or ``"chunked"``
+        (products and the collectives beside them in parts). Weights are read once for each part:
+        that it is faster is for the user to compare.
+    chunks : parts of a chunked product. Transformer Engine cuts a product before its
+        reduce-scatter in 4 if not told otherwise.
     order : the axes from neighbouring chips outwards; the fastest links go to the first.
 
     Raises
@@ -95,6 +103,8 @@ class Plan:
     interleave: int = 1
     layers: tuple[int, ...] = ()
     redundant_experts: Number = 0
+    overlap: str = ""
+    chunks: int = 4
     order: Axes = ("tp", "cp", "attention_dp", "pp", "dp")
 
     def __post_init__(self) -> None:
@@ -118,6 +128,12 @@ class Plan:
         more = as_count("redundant_experts", self.redundant_experts, 0)
         object.__setattr__(self, "redundant_experts", more)
         object.__setattr__(self, "interleave", _scalar("interleave", self.interleave))
+        object.__setattr__(self, "chunks", _scalar("chunks", self.chunks))
+        if self.overlap not in OVERLAPS:
+            raise SpecError(
+                f"overlap={shown(self.overlap)}: no such way to overlap"
+                f"{nearest(str(self.overlap), OVERLAPS[1:])}"
+            )
         self._check_order()
         self._check_layers()
         self._check_experts()

@@ -49,7 +49,8 @@ class Point:
         """One chip's graph of each piece of the pipeline."""
         plan, graph = self.plan, getattr(self.model, phase)
         layers = plan.layers or even(num_layers(graph), plan.num_pieces)
-        return laid_out(graph, layers, plan.active, plan.sp, phase == "decode")
+        overlap = (plan.overlap, plan.chunks)
+        return laid_out(graph, layers, plan.active, plan.sp, phase == "decode", overlap)
 
     def pipeline(self, phase: Phase) -> Pipeline:
         """How microbatches pass through the pieces."""
@@ -93,7 +94,11 @@ class Point:
         return predict(phase, *parts, self.sizes(phase, context), machine, self.cost)
 
     def footprint(self) -> Footprint:
-        """Memory of the fullest chip when every sequence is at its longest."""
+        """Memory of the fullest chip when every sequence is at its longest; parts of a batch are
+        counted as if all were there at once.
+        """
+        if self.plan.overlap:
+            return replace(self, plan=replace(self.plan, overlap="")).footprint()
         prefill, decode = (self.pieces(phase) for phase in ("prefill", "decode"))
         pp = int(self.plan.pp)
         # what each stage has, alike ones once

@@ -238,6 +238,7 @@ class Report:
                     "time_ms": float(timeline.time) * milli,
                     "low_ms": float(timeline.interval[0]) * milli,
                     "high_ms": float(timeline.interval[1]) * milli,
+                    "exposed_communication_ms": float(timeline.exposed) * milli,
                     "limiter_shares": timeline.limiter_shares,
                     **self._power_rows(name, timeline),
                 }
@@ -290,6 +291,12 @@ class Report:
             "prefill": describe_shares(self.prefill),
             "decode": describe_shares(self.decode),
         }
+        phases = {"prefill": self.prefill, "decode": self.decode}
+        if any(phase.communicates for phase in phases.values()):
+            rows["exposed"] = "communication: " + ", ".join(
+                f"{_quantity(phase.exposed, 's')} of a {name} step"
+                for name, phase in phases.items()
+            )
         if self._knows_energy:
             rows["energy"] = self._energy_text()
         if self._priced:

@@ -9,7 +9,7 @@ by the word. A dimension may be *derived*: an expression over others, such as
 import ast
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -111,6 +111,25 @@ class Sizes:
     @cached_property
     def _known(self) -> dict[tuple[str, Axes], Number]:
         return {}
+
+    @cached_property
+    def _parts(self) -> "dict[tuple[str, int, int], Sizes]":
+        return {}
+
+    def part(self, dim: str, which: int, parts: int) -> "Sizes":
+        """The sizes of one of *parts* along *dim*: each chip's part of it is divided."""
+        key = (dim, which, parts)
+        if key not in self._parts:
+            whole, ways = self.numbers[dim], self.ways(self.axes(dim))
+            each = -(-whole // ways)
+            # what is in the parts before this one, and in those up to it, on all chips
+            before, after = (
+                smaller(whole, ways * sum(-(-(each - i) // parts) for i in range(some)))
+                for some in (which, which + 1)
+            )
+            numbers = {**self.numbers, dim: after - before}
+            self._parts[key] = replace(self, numbers=numbers)
+        return self._parts[key]
 
     def __getitem__(self, dim: str) -> Number:
         """The whole size of *dim*."""

@@ -7,6 +7,7 @@ from functools import lru_cache
 from hardware import SpecError
 from opgraph.graph import Block, Graph, renamed
 from opgraph.operator import Operator, Send
+from opgraph.overlap import overlapped
 from opgraph.passes import lay_out
 from opgraph.plan import Plan
 from opgraph.sizes import Axes
@@ -181,17 +182,26 @@ class Piece:
 
 @lru_cache(maxsize=1024)
 def laid_out(
-    graph: Graph, layers: tuple[int, ...], active: Axes, sp: bool, decodes: bool
+    graph: Graph,
+    layers: tuple[int, ...],
+    active: Axes,
+    sp: bool,
+    decodes: bool,
+    overlap: tuple[str, int] = ("", 1),
 ) -> tuple[Piece, ...]:
-    """The pieces of *graph* under the mesh axes that are *active*; alike ones are one object."""
+    """The pieces of *graph* under the mesh axes that are *active*; alike ones are one object.
+
+    *overlap*: how transfers are overlapped, and the parts of a product (`overlap.overlapped`).
+    """
     splits = Plan(sp=sp).splits(decodes)
+    tokens = "batch" if decodes else "seq"
     known: dict[tuple[tuple[Block, ...], tuple[Tensor, ...]], Piece] = {}
     placed: list[Piece] = []
     for piece in cut(graph, layers, decodes=decodes):
         here = _received(piece, placed[-1]) if placed else piece
         key = (here.blocks, here.inputs)
         if key not in known:
-            known[key] = _apart(lay_out(here, active, splits))
+            known[key] = _apart(overlapped(lay_out(here, active, splits), *overlap, tokens))
         placed.append(known[key])
     return tuple(placed)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hardware import Number, SpecError
 from opgraph.arithmetic import smaller, where
+from opgraph.concurrency import contended, exposed
 from opgraph.cost import LIMITERS, Cost, CostModel, Machine, price
 from opgraph.graph import Graph
 from opgraph.operator import Operator, Work
@@ -80,6 +81,8 @@ class Timeline:
     events : operators in program order, without those that cost nothing.
     time : seconds of the step.
     graph, chip : the sharded graph and the chip that it was predicted from, if it was.
+    exposed : seconds in which communication runs and its chip computes nothing; of a pipeline,
+        those of the stage that has most of them.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Timeline:
     graph: Graph | None = None
     source: Mapping[str, str] = field(default_factory=dict)
     chip: "Chip | None" = None
+    exposed: Number = 0.0
 
     @cached_property
     def nx(self) -> "nx.DiGraph[str]":
@@ -130,6 +134,11 @@ class Timeline:
         for event in self.events:
             totals[event.stream] = totals.get(event.stream, 0.0) + event.time * event.count
         return totals
+
+    @property
+    def communicates(self) -> bool:
+        """Whether any operator sends anything, on whatever stage."""
+        return any(e.stream.endswith("communication") and np.any(e.time) for e in self.events)
 
     @property
     def interval(self) -> tuple[Number, Number]:
@@ -228,11 +237,12 @@ class Timeline:
 def predict(name: str, graph: Graph, sizes: Sizes, machine: Machine, model: CostModel) -> Timeline:
     """The timeline of one step of the sharded *graph*, priced by *model*."""
     costs = {op.name: price(op, sizes, machine, model) for op, _ in graph.operators}
-    times = {name: cost.time for name, cost in costs.items()}
-    forward = schedule(program(graph), times)
-    slack = _slack(graph, forward, schedule(program(graph).reverse, times))
+    steps = program(graph)
+    forward, times = contended(steps, costs)
+    slack = _slack(graph, forward, schedule(steps.reverse, times))
+    taking = {name: _taking(cost, times[name]) for name, cost in costs.items()}
     events = tuple(
-        _event(operator.name, graph, costs[operator.name], loop, index, slack[operator.name])
+        _event(operator.name, graph, taking[operator.name], loop, index, slack[operator.name])
         for loop, block in zip(forward.loops, graph.blocks, strict=True)
         for index, operator in enumerate(block.operators)
         if not operator.is_view and (not operator.given or np.any(sizes[operator.given]))
@@ -241,13 +251,23 @@ def predict(name: str, graph: Graph, sizes: Sizes, machine: Machine, model: Cost
     source = {"chip": chip.name, "cost": model.name}
     host = machine.host.per_step
     after = tuple(replace(event, starts=event.starts + host) for event in events)
-    return Timeline(name, after, forward.makespan + host, graph, source, chip)
+    alone = exposed(steps, forward)
+    return Timeline(name, after, forward.makespan + host, graph, source, chip, alone)
 
 
 def step_time(graph: Graph, sizes: Sizes, machine: Machine, model: CostModel) -> Number:
     """Seconds of one step of the sharded *graph*: the makespan alone."""
-    times = {op.name: price(op, sizes, machine, model).time for op, _ in graph.operators}
-    return schedule(program(graph), times).makespan + machine.host.per_step
+    costs = {op.name: price(op, sizes, machine, model) for op, _ in graph.operators}
+    return contended(program(graph), costs)[0].makespan + machine.host.per_step
+
+
+def _taking(cost: Cost, time: Number) -> Cost:
+    """The cost of an operator that takes *time*, as something runs beside it."""
+    if time is cost.time:
+        return cost
+    longer = time - cost.time
+    low, high = (None if side is None else side + longer for side in (cost.low, cost.high))
+    return replace(cost, time=time, low=low, high=high)
 
 
 def _event(name: str, graph: Graph, cost: Cost, loop: LoopRun, index: int, slack: Number) -> Event:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from hardware import Number
 from opgraph.arithmetic import product
@@ -62,12 +62,23 @@ class Work:
         return self.flop / self.moved
 
 
+class Part(NamedTuple):
+    """One of *parts* along the dimension *dim*, *which* of them: they are equal, but for the first
+    ones, which are one larger where it does not divide evenly.
+    """
+
+    dim: str
+    which: int
+    parts: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Operator(ABC):
     """A vertex of the graph: named inputs in, named outputs out.
 
     *layout* says, in a sharded graph, which axes split each dimension that it runs over; *given*
-    names a dimension without which the operator does not run: where it is 0, it takes no time.
+    names a dimension without which the operator does not run: where it is 0, it takes no time;
+    *part*: it does only that part of what its dimensions say.
 
     What a kind of operator is, besides: the *stream* it runs on and the *unit* that computes it;
     *whole*: dimensions it needs whole; *spares*: those that may use idle axes; *idle*: those
@@ -79,6 +90,7 @@ class Operator(ABC):
     inputs: tuple[Tensor, ...]
     layout: Mapping[str, Axes] = field(default_factory=dict, compare=False, repr=False)
     given: str = ""
+    part: Part | None = None
 
     kind: ClassVar[str]
     stream: ClassVar[Literal["compute", "communication", "copy"]] = "compute"

@@ -14,7 +14,6 @@ from opgraph.plots.drawing import (
     PAD,
     bar_style,
     cut_text,
-    exposed_times,
     fitting_legend,
     headline,
     in_order,
@@ -50,12 +49,9 @@ def timeline(timeline: Timeline, ax: "Axes | None" = None, *, unrolled: bool = F
     end = max((span.end for span in spans), default=0.0)
     ax = prepared(ax, (10, 1.5 + 0.7 * len({bar.event.stream for bar in bars})))
     scale = time_axis(ax, end)
-    exposed = sum(
-        time for event, time in exposed_times(timeline) if event.stream == "communication"
-    )
     answer = f"compute busy {percent_text(timeline.busy.get('compute', 0.0), timeline.time)}"
-    if "communication" in timeline.busy:
-        answer += f", exposed communication {percent_text(exposed, timeline.time)}"
+    if timeline.communicates:
+        answer += f", exposed communication {percent_text(timeline.exposed, timeline.time)}"
     set_title(ax, *headline(timeline), answer)
     _Gantt(ax, bars, spans, scale).draw(_keys(timeline, bars))
     return ax
