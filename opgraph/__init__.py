@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from opgraph.graph import Block, Builder, Graph, GraphError
     from opgraph.memory import Footprint, Reserve
     from opgraph.model import Model
+    from opgraph.offload import Offload
     from opgraph.operator import Operator, Work
     from opgraph.passes import shard
     from opgraph.plan import Plan
@@ -29,6 +30,7 @@ _HOME = {
     "graph": ("Block", "Builder", "Graph", "GraphError"),
     "memory": ("Footprint", "Reserve"),
     "model": ("Model",),
+    "offload": ("Offload",),
     "operator": ("Operator", "Work"),
     "passes": ("shard",),
     "plan": ("Plan",),
@@ -54,6 +56,7 @@ __all__ = [
     "GraphError",
     "Host",
     "Model",
+    "Offload",
     "Operator",
     "Plan",
     "Report",

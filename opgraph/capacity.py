@@ -1,6 +1,6 @@
 """Capacity: what a platform's memory holds, and how much more it would."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,10 @@ def footprint(point: Point) -> Footprint:
 
     found = [part for _, part in parts]
     classes = dict.fromkeys(name for part in found for name in part.by_class)
+    names = [entry.name for entry in fields(Footprint) if entry.name != "by_class"]
     return Footprint(
         by_class={name: spread([p.by_class.get(name, 0.0) for p in found]) for name in classes},
-        kv_cache=spread([part.kv_cache for part in found]),
-        activations=spread([part.activations for part in found]),
-        reserved=spread([part.reserved for part in found]),
-        capacity=spread([part.capacity for part in found]),
+        **{name: spread([getattr(part, name) for part in found]) for name in names},
     )
 
 

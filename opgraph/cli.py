@@ -151,6 +151,13 @@ Cost = Annotated[
 ReserveShare = Annotated[
     float, typer.Option("--reserve", help="share of the chip's memory that is left alone")
 ]
+OffloadWeights = Annotated[
+    float, typer.Option("--offload-weights", help="share of the weights in a farther tier")
+]
+OffloadKV = Annotated[
+    float, typer.Option("--offload-kv", help="share of the KV cache in a farther tier")
+]
+TierName = Annotated[str, typer.Option("--tier", help="that tier; the platform's nearest if unset")]
 HostStep = Annotated[float, typer.Option(help="µs that the host takes before each step")]
 HostOperator = Annotated[float, typer.Option(help="least µs of an operator launched by the host")]
 Plot = Annotated[Path | None, typer.Option(help="write a picture as PNG, SVG or PDF")]
@@ -198,6 +205,9 @@ def simulate(
     host_step_us: HostStep = 0.0,
     host_operator_us: HostOperator = 0.0,
     reserve: ReserveShare = 0.0,
+    offload_weights: OffloadWeights = 0.0,
+    offload_kv: OffloadKV = 0.0,
+    tier: TierName = "",
     cost: Cost = "ideal",
     communication: Annotated[
         bool, typer.Option("--communication", help="also what the chips send each other")
@@ -263,6 +273,9 @@ def write_trace(
     host_step_us: HostStep = 0.0,
     host_operator_us: HostOperator = 0.0,
     reserve: ReserveShare = 0.0,
+    offload_weights: OffloadWeights = 0.0,
+    offload_kv: OffloadKV = 0.0,
+    tier: TierName = "",
     cost: Cost = "ideal",
 ) -> None:
     """Write the timeline of a step as a Chrome trace, to open in Perfetto beside a measured one."""
@@ -536,7 +549,7 @@ def _report(options: dict[str, Any]) -> "Report":
     """The report that the options of `simulate` and `trace` ask for."""
     from frontends import Lora, Variant, load_model
     from hardware import load_platform
-    from opgraph import Host, Reserve, Workload, simulate
+    from opgraph import Host, Offload, Reserve, Workload, simulate
 
     def some(*names: str) -> dict[str, Any]:
         return {name: options[name] for name in names}
@@ -556,6 +569,11 @@ def _report(options: dict[str, Any]) -> "Report":
             per_operator=options["host_operator_us"] / _MICRO,
         ),
         reserve=Reserve(share=options["reserve"]),
+        offload=Offload(
+            weights=options["offload_weights"],
+            kv_cache=options["offload_kv"],
+            tier=options["tier"],
+        ),
     )
 
 

@@ -14,16 +14,20 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware import Number, Platform, Span, SpecError, collective
+from hardware import Number, Platform, Span, SpecError, Tier, collective
 from hardware.errors import nearest, shown
 from opgraph.arithmetic import larger, product, smaller, where
+from opgraph.offload import Fetch
 from opgraph.operator import Collective, Operator, Send, Work
 from opgraph.plan import Plan
 from opgraph.sizes import Sizes
 
 # in the order of `kernels.Limiter`
-LIMITERS = ("compute", "memory", "cache", "launch", "network bandwidth", "network latency")
-COMPUTE, MEMORY, CACHE, LAUNCH, NETWORK_BANDWIDTH, NETWORK_LATENCY = range(len(LIMITERS))
+LIMITERS = (
+    "compute", "memory", "cache", "launch",
+    "network bandwidth", "network latency", "tier bandwidth",
+)  # fmt: skip
+COMPUTE, MEMORY, CACHE, LAUNCH, NETWORK_BANDWIDTH, NETWORK_LATENCY, TIER = range(7)
 # a conversion and a product with the scale for each weight that is stored narrower than it is used
 UNPACK_FLOP = 2
 
@@ -84,11 +88,12 @@ class Host:
 
 @dataclass(frozen=True)
 class Machine:
-    """A platform used under a plan, driven by a host."""
+    """A platform used under a plan, driven by a host; *tier*: from where it fetches."""
 
     platform: Platform
     plan: Plan
     host: Host = field(default_factory=Host)
+    tier: Tier | None = None
 
 
 class CostModel(Protocol):
@@ -231,6 +236,8 @@ def _cost(operator: Operator, sizes: Sizes, machine: Machine, reached: Efficienc
         return _collective_cost(operator, sizes, machine, reached)
     if isinstance(operator, Send):
         return _send_cost(operator, sizes, machine, reached)
+    if isinstance(operator, Fetch):
+        return _fetch_cost(operator, sizes, machine)
     work, chip = operator.work(sizes), machine.platform.chip
     peak = chip.peak(operator.dtype) if operator.unit == "matrix" else chip.vector
     compute = work.flop / (peak * reached.compute)
@@ -278,6 +285,14 @@ def _send_cost(operator: Send, sizes: Sizes, machine: Machine, reached: Efficien
     bandwidth = bandwidth / reached.memory
     limiter = where(bandwidth >= latency, NETWORK_BANDWIDTH, NETWORK_LATENCY)
     return Cost(latency + bandwidth + reached.overhead, limiter, work, "send", 2)
+
+
+def _fetch_cost(operator: Fetch, sizes: Sizes, machine: Machine) -> Cost:
+    """At the rate that the tier gives to all chips that share it at once."""
+    work, tier = operator.work(sizes), machine.tier
+    if tier is None:
+        raise SpecError(f"{operator.name}: {machine.platform.name} has no tier to fetch from")
+    return Cost(work.sent / tier.rate() + tier.latency * np.greater(work.sent, 0), TIER, work)
 
 
 def _blend(compute: Number, memory: Number, power: float) -> Number:

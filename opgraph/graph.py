@@ -174,7 +174,8 @@ def renamed(operator: Operator, rename: Mapping[str, str], prefix: str) -> Opera
         return replace(tensor, name=rename.get(tensor.name, own))
 
     inputs = tuple(called(tensor) for tensor in operator.inputs)
-    return replace(operator, name=prefix + operator.name, inputs=inputs)
+    awaits = tuple(rename.get(name, name) for name in operator.awaits)
+    return replace(operator, name=prefix + operator.name, inputs=inputs, awaits=awaits)
 
 
 def _check_operator(operator: Operator, known: dict[str, Tensor], basis: Basis) -> None:

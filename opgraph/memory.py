@@ -65,6 +65,9 @@ class Footprint:
     activations : at the worst moment of a prefill, transfers' buffers among them.
     reserved : what is left alone.
     capacity : what the chip has.
+    buffers : through which comes what is offloaded.
+    offloaded : weights and caches in a farther tier.
+    tier_capacity : what that has for each chip.
     """
 
     by_class: Mapping[str, Number]
@@ -72,6 +75,9 @@ class Footprint:
     activations: Number
     reserved: Number
     capacity: Number
+    buffers: Number = 0.0
+    offloaded: Number = 0.0
+    tier_capacity: Number = np.inf
 
     @property
     def weights(self) -> Number:
@@ -81,7 +87,7 @@ class Footprint:
     @property
     def total(self) -> Number:
         """Bytes needed."""
-        return self.weights + self.kv_cache + self.activations + self.reserved
+        return self.weights + self.kv_cache + self.activations + self.buffers + self.reserved
 
     @property
     def spare(self) -> Number:
@@ -91,7 +97,8 @@ class Footprint:
     @property
     def fits(self) -> bool | NDArray[np.bool_]:
         """Whether it fits."""
-        fits: Any = self.total <= self.capacity
+        fits: Any = np.less_equal(self.total, self.capacity)
+        fits = fits & np.less_equal(self.offloaded, self.tier_capacity)
         return fits if np.ndim(fits) else bool(fits)
 
     @property
@@ -99,6 +106,7 @@ class Footprint:
         """What takes what, in bytes; adds up to the capacity."""
         weights = {f"weights: {name}": nbytes for name, nbytes in self.by_class.items()}
         rest = {"KV cache": self.kv_cache, "activations": self.activations}
+        rest |= {"buffers": self.buffers} if np.any(self.buffers) else {}
         return {**weights, **rest, "reserved": self.reserved, "spare": self.spare}
 
     def to_frame(self) -> "pd.DataFrame":
@@ -119,16 +127,14 @@ class Footprint:
         mine = self.total >= other.total
         if not isinstance(mine, np.ndarray):
             return self if mine else other
-        names = dict.fromkeys((*self.by_class, *other.by_class))
+        classes = dict.fromkeys((*self.by_class, *other.by_class))
         weights = {
             name: where(mine, self.by_class.get(name, 0.0), other.by_class.get(name, 0.0))
-            for name in names
+            for name in classes
         }
-        caches, activations = (
-            where(mine, getattr(self, name), getattr(other, name))
-            for name in ("kv_cache", "activations")
-        )
-        return replace(self, by_class=weights, kv_cache=caches, activations=activations)
+        names = ("kv_cache", "activations", "buffers", "offloaded")
+        rest = {name: where(mine, getattr(self, name), getattr(other, name)) for name in names}
+        return replace(self, by_class=weights, **rest)
 
 
 def weight_class(tensor: Tensor, graph: Graph) -> str:

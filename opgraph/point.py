@@ -14,6 +14,7 @@ from opgraph.cost import CostModel, Host, Machine
 from opgraph.graph import Graph
 from opgraph.memory import Footprint, Reserve, peak_activations, weight_class
 from opgraph.model import Model
+from opgraph.offload import Fetch, Offload, buffer, fetched, offloaded
 from opgraph.pipeline import Pipeline, predict, step_time
 from opgraph.plan import Plan
 from opgraph.sizes import Sizes
@@ -39,6 +40,13 @@ class Point:
     cost: CostModel
     host: Host = field(default_factory=Host)
     reserve: Reserve = field(default_factory=Reserve)
+    offload: Offload = field(default_factory=Offload)
+
+    @cached_property
+    def machine(self) -> Machine:
+        """What the operators run on."""
+        tier = self.offload.find_tier(self.platform) if self.offload.is_used else None
+        return Machine(self.platform, self.plan, self.host, tier)
 
     def graph(self, phase: Phase) -> Graph:
         """One chip's graph of a step; of a pipeline, those of all stages in one."""
@@ -50,7 +58,8 @@ class Point:
         plan, graph = self.plan, getattr(self.model, phase)
         layers = plan.layers or even(num_layers(graph), plan.num_pieces)
         overlap = (plan.overlap, plan.chunks)
-        return laid_out(graph, layers, plan.active, plan.sp, phase == "decode", overlap)
+        pieces = laid_out(graph, layers, plan.active, plan.sp, phase == "decode", overlap)
+        return tuple(map(offloaded, pieces)) if self.offload.is_used else pieces
 
     def pipeline(self, phase: Phase) -> Pipeline:
         """How microbatches pass through the pieces."""
@@ -72,6 +81,9 @@ class Point:
         if not whole and not np.array_equal(count := self.plan.num_microbatches(batch), 1):
             batch = -(-batch // count)
         step = {"batch": batch, "images": work.images, "skew": work.skew}
+        if self.offload.is_used:
+            shares = (self.offload.weights, self.offload.kv_cache)
+            step |= dict(zip(Fetch.SHARES.values(), shares, strict=True))
         if self.model.encodes_prompt:
             own = context - self.workload.prompt + 1
             step |= {"source": self.workload.prompt, "seq": 1, "context": own}
@@ -82,16 +94,14 @@ class Point:
 
     def step_time(self, phase: Phase, context: Number) -> Number:
         """Seconds of one step."""
-        machine = Machine(self.platform, self.plan, self.host)
         count = self.plan.num_microbatches(self.workload.batch)
         parts = (self.pieces(phase), self.pipeline(phase), count)
-        return step_time(*parts, self.sizes(phase, context), machine, self.cost)
+        return step_time(*parts, self.sizes(phase, context), self.machine, self.cost)
 
     def timeline(self, phase: Phase, context: Number) -> Timeline:
         """The timeline of one step."""
-        machine = Machine(self.platform, self.plan, self.host)
         parts = (self.pieces(phase), self.pipeline(phase))
-        return predict(phase, *parts, self.sizes(phase, context), machine, self.cost)
+        return predict(phase, *parts, self.sizes(phase, context), self.machine, self.cost)
 
     def footprint(self) -> Footprint:
         """Memory of the fullest chip when every sequence is at its longest; parts of a batch are
@@ -112,22 +122,37 @@ class Point:
         blocks = -(-full["context"] // block)
         full = replace(full, numbers={**full.numbers, "context": blocks * block})
         prompt = self.sizes("prefill", self.workload.prompt)
+        graphs = [piece.graph for piece in (*prefill, *decode)]
+        by_class: dict[str, Number] = {}
+        away: Number = 0.0
         weights = {
-            (j, tensor.name): (weight_class(tensor, piece.graph), tensor.nbytes(full) * count)
+            (j, tensor.name): (tensor, count, piece.graph)
             for pieces in (prefill, decode)
             for j, piece in enumerate(pieces)
             for tensor, count in piece.graph.tensors("weight")
         }
-        by_class: dict[str, Number] = {}
-        for name, nbytes in weights.values():
-            by_class[name] = by_class.get(name, 0.0) + nbytes
+        movable = {tensor.name for graph in graphs for tensor in fetched(graph)}
+        for tensor, count, graph in weights.values():
+            share = self.offload.weights if tensor.name in movable else 0
+            nbytes, name = tensor.nbytes(full) * count, weight_class(tensor, graph)
+            by_class[name] = by_class.get(name, 0.0) + nbytes * (1 - share)
+            away = away + nbytes * share
+        caches = sum(piece.graph.nbytes("cache", full) for piece in decode)
         capacity = self.platform.chip.memory_capacity
+        step = self.sizes("decode", self.workload.context)
+        passing = [
+            buffer(p.graph, s) for part, s in ((prefill, prompt), (decode, step)) for p in part
+        ]
+        tier = self.machine.tier
         return Footprint(
             by_class=by_class,
-            kv_cache=sum(piece.graph.nbytes("cache", full) for piece in decode),
+            kv_cache=caches * (1 - self.offload.kv_cache),
             activations=reduce(larger, (peak_activations(p.graph, prompt) for p in prefill)),
             reserved=self.reserve.share * capacity,
             capacity=capacity,
+            buffers=reduce(larger, passing),
+            offloaded=away + caches * self.offload.kv_cache,
+            tier_capacity=np.inf if tier is None else tier.capacity_per_chip,
         )
 
     def by_stages(self) -> Iterator[tuple[Any, "Point"]]:
@@ -171,7 +196,7 @@ class Point:
 
     @property
     def _arrays(self) -> list[Array]:
-        parts = (self.platform, self.plan, self.workload, self.host, self.reserve)
+        parts = (self.platform, self.plan, self.workload, self.host, self.reserve, self.offload)
         return [array for part in parts for array in _arrays(part)]
 
     def take(self, index: Any) -> "Point":
@@ -211,6 +236,7 @@ class Point:
             workload=_map(self.workload, function),
             host=_map(self.host, function),
             reserve=_map(self.reserve, function),
+            offload=_map(self.offload, function),
         )
 
 

@@ -184,7 +184,8 @@ class Report:
         if point.shape:
             raise SpecError(f"at{index}: give {len(self.point.shape)} indices")
         parts = (point.model, point.platform, point.plan, point.workload)
-        one = simulate(*parts, cost=point.cost, host=point.host, reserve=point.reserve)
+        settings = {name: getattr(point, name) for name in ("cost", "host", "reserve", "offload")}
+        one = simulate(*parts, **settings)
         return replace(one, price=self.price)
 
     @property
@@ -194,6 +195,9 @@ class Report:
         capacity, total = (_quantity(value, "B") for value in (memory.capacity, memory.total))
         if memory.fits:
             return f"fits: {total} of {capacity} per chip"
+        if memory.spare >= 0:
+            away, room = (_quantity(v, "B") for v in (memory.offloaded, memory.tier_capacity))
+            return f"does not fit: {away} per chip are offloaded to a tier with {room} for each"
         excess = _quantity(-memory.spare, "B")
         return f"does not fit: needs {total} per chip of {capacity}, {excess} too much"
 

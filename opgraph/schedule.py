@@ -182,7 +182,7 @@ def _tasks(block: Block) -> tuple[Task, ...]:
         Task(
             operator.name,
             None if operator.is_view else operator.stream,
-            tuple(tensor.name for tensor in operator.activations),
+            (*(tensor.name for tensor in operator.activations), *operator.awaits),
             tuple(tensor.name for tensor in operator.outputs),
         )
         for operator in block.operators

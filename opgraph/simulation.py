@@ -13,6 +13,7 @@ from opgraph.capacity import footprint
 from opgraph.cost import CostModel, Host, cost_model
 from opgraph.memory import Reserve
 from opgraph.model import Model
+from opgraph.offload import Offload
 from opgraph.plan import Plan
 from opgraph.point import Point
 from opgraph.report import Report
@@ -40,6 +41,7 @@ def simulate(  # noqa: PLR0913 each is a part of the question
     cost: str | CostModel = "ideal",
     host: Host | None = None,
     reserve: Reserve | None = None,
+    offload: Offload | None = None,
 ) -> Report:
     """Simulate *model* on *platform*: one prefill step of all prompts, then the decode steps.
 
@@ -52,6 +54,7 @@ def simulate(  # noqa: PLR0913 each is a part of the question
     cost : the cost model, or its name: ``ideal`` (roofline), or ``calibrated``, ``tiled``,
         ``corrected`` (kernels fitted on measurements).
     host : what the host that drives the chips costs; nothing if not given.
+    offload : weights and caches in a farther tier of memory; none if not given.
     reserve : memory that is left alone and the KV cache's blocks; `Reserve()` if not given.
 
     Any number in platform, plan and workload may be an array; all broadcast, and the report's
@@ -67,7 +70,7 @@ def simulate(  # noqa: PLR0913 each is a part of the question
     workload = Workload() if workload is None else workload
     _check_arguments(model, platform, plan, workload)
     model = model if isinstance(model, Model) else model.to_model()
-    settings = (cost_model(cost), host or Host(), reserve or Reserve())
+    settings = (cost_model(cost), host or Host(), reserve or Reserve(), offload or Offload())
     return evaluate(Point(model, platform, plan, workload, *settings).check())
 
 

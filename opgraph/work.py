@@ -78,7 +78,8 @@ class Operator(ABC):
 
     *layout* says, in a sharded graph, which axes split each dimension that it runs over; *given*
     names a dimension without which the operator does not run: where it is 0, it takes no time;
-    *part*: it does only that part of what its dimensions say.
+    *part*: it does only that part of what its dimensions say; *awaits*: tensors that must be there
+    before it starts, although it does not read them.
 
     What a kind of operator is, besides: the *stream* it runs on and the *unit* that computes it;
     *whole*: dimensions it needs whole; *spares*: those that may use idle axes; *idle*: those
@@ -91,6 +92,7 @@ class Operator(ABC):
     layout: Mapping[str, Axes] = field(default_factory=dict, compare=False, repr=False)
     given: str = ""
     part: Part | None = None
+    awaits: tuple[str, ...] = ()
 
     kind: ClassVar[str]
     stream: ClassVar[Literal["compute", "communication", "copy"]] = "compute"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 # Okabe & Ito, Color Universal Design, 2008: told apart by colour-blind readers
-COLOURS = {"compute": "#0072B2", "memory": "#E69F00", "network": "#009E73"}
+COLOURS = {"compute": "#0072B2", "memory": "#E69F00", "network": "#009E73", "tier": "#CC79A7"}
 COLOURS |= dict.fromkeys(("launch", "unknown"), "#999999")
 STREAMS = ("compute", "communication", "copy")
 NUM_NAMED = 3  # of the longest operators, always named
