@@ -44,7 +44,7 @@ class EvenPlan(Plan):
 def rows() -> list[Row]:
     """Published rates of xPU-HBM3, and predicted ones of the other memories."""
     found = [
-        Row(_case("xpu-hbm3", tp, 1, word), published, rate, _PRINTED)
+        Row(_case("xpu-hbm3", tp, 1, word), published, float(rate), _PRINTED)
         for tp, expected in _PUBLISHED.items()
         for word, published, rate in zip(CONTEXTS, expected, rates("xpu-hbm3", tp), strict=True)
     ]
