@@ -94,9 +94,9 @@ def test_the_appliance_gains_latency_from_slow_all_reduces():
 
 
 def test_tensor_parallelism_across_nodes_waits_for_them():
-    """OSU: TPOT 13 times as long once TP8 leaves a node of four; only all-reduces of 170 µs explain that.
+    """TPOT 13 times as long once TP8 leaves a node of four: as if all-reduces took 170 µs there.
 
-    Of a model of 3B, whose weights alone allow the times that are published.
+    Of a model of 3B: of no larger one do the weights allow the times that are published.
     """
     chip = load_chip("h100-sxm")
     slow = Calibrated({"all_reduce": Efficiency(overhead=170e-6)})
@@ -112,6 +112,19 @@ def test_tensor_parallelism_across_nodes_waits_for_them():
     assert tpot(8, slow) > 5 * tpot(4)
     # at the latency of the wires alone there is no such jump
     assert tpot(8) < 2 * tpot(4)
+
+
+def test_five_dimensions_of_parallelism_each_send_what_they_must():
+    """imec (arXiv:2507.02456): data, tensor, pipeline, context and expert parallelism at once."""
+    plan = Plan(tp=2, pp=2, ep=4, dp=2, cp=2)
+    work = Workload(batch=8, prompt=64, output=8)
+    report = simulate(load_model("qwen3-235b-a22b"), load_platform("dgx-h100:2"), plan, work)
+    assert report.num_chips == 2**4
+    census = report.communication()
+    sent = {(row.collective, row.axes.split(".")[0].split()[0]) for row in census.itertuples()}
+    assert {"tp", "cp", "pp"} <= {axis for _, axis in sent}
+    # copies of the model have nothing to say to each other
+    assert not census["axes"].str.contains("dp").any()
 
 
 def test_an_unknown_paper_is_refused():
