@@ -8,6 +8,7 @@ import pytest
 
 from frontends import load_model
 from hardware import Level, Link, Platform, SpecError, load_chip, load_platform
+from hardware.technology import technology
 from opgraph import Calibrated, Efficiency, Plan, Workload, cli, simulate
 from validation.papers import PAPERS, Row, reproduce
 from validation.papers.mla_moe import busiest_rows, busiest_touched
@@ -91,6 +92,14 @@ def test_the_appliance_gains_latency_from_slow_all_reduces():
     gains = [latency_gain(seconds) for seconds in (1e-6, 5e-6, 10e-6, 20e-6)]
     assert np.all(np.diff(gains) > 0)
     assert 1.2 < gains[2] < 1.6
+
+
+@pytest.mark.parametrize("hop", ["tray", "rack", "cluster"])
+def test_light_saves_most_of_the_energy_of_a_hop(hop):
+    """Ding & Diep: 60 to 90 % of the energy of moving data."""
+    links = technology().links
+    saved = 1 - links[f"photonic-{hop}"].energy / links[hop].energy
+    assert 0.6 < saved < 0.9
 
 
 def test_tensor_parallelism_across_nodes_waits_for_them():

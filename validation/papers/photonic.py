@@ -1,5 +1,6 @@
 """Photonic Fabric Platform for AI Accelerators (Ding & Diep, arXiv:2507.14000, 2025), section on
-inference: Llama-3.1-405B in fp8 on eight H100, and on as many with a pooled photonic memory.
+inference: Llama-3.1-405B in fp8 on eight H100, and on as many with a pooled photonic memory; and
+what a bit takes from chip to chip.
 
 The appliance is one processor there, eight times an H100, with 32 TB and no network. Throughput is
 compared at the batch that fits each, latency at batch 1. The paper's simulator used measured curves
@@ -11,6 +12,7 @@ from functools import cache
 
 from frontends import load_model
 from hardware import load_platform
+from hardware.technology import technology
 from opgraph import Calibrated, CostModel, Efficiency, Plan, Report, Workload, simulate
 from validation.papers import Row
 
@@ -21,10 +23,27 @@ _DGX_CAPACITY = 80e9  # of a chip, table 5
 # tensor parallelism cost it in them, the rest around them
 _ALL_REDUCE, _SHARE_OF_OVERHEAD = 10e-6, 0.5002
 _THROUGHPUT_BAND, _LATENCY_BAND, _EQUAL = 0.23, 1 / 7, 0.005
+# pJ/bit: adapters 65, switches 35, NVLink 50; photonic transceivers 5, switches 25, 10 in a tray;
+# both ends and, between racks, three switches
+_HOPS = {"tray": 50, "rack": 165, "cluster": 235}
+_PHOTONIC_HOPS = {"photonic-tray": 10, "photonic-rack": 35, "photonic-cluster": 85}
+_BITS, _PICO = 8, 1e12
 
 
 def rows() -> list[Row]:
-    """Gains in throughput and latency, and what is reached of the peak."""
+    """Gains in throughput and latency, what is reached of the peak, and energy by class of hop."""
+    return [*_gains(), *_hops()]
+
+
+def _hops() -> list[Row]:
+    links = technology().links
+    return [
+        Row(f"pJ/bit, {name}", published, float(links[name].energy) * _PICO / _BITS, 1e-9)
+        for name, published in (_HOPS | _PHOTONIC_HOPS).items()
+    ]
+
+
+def _gains() -> list[Row]:
     dgx, appliance = (served(where) for where in ("dgx", "appliance"))
     gain = appliance.throughput / dgx.throughput
     reached = [utilisation(report) for report in (dgx, appliance)]
