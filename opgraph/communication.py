@@ -7,7 +7,7 @@ from hardware import Number
 from opgraph.operator import Collective, Send
 from opgraph.point import Phase
 from opgraph.report import Report
-from opgraph.sizes import Sizes
+from opgraph.sizes import Axes, Sizes
 from opgraph.timeline import Event
 
 if TYPE_CHECKING:
@@ -47,18 +47,21 @@ def _messages(report: Report, phase: Phase, context: Number) -> Counter[tuple[An
     for event in timeline.events:
         operator = operators[event.name]
         if isinstance(operator, Collective | Send) and event.work.sent:
-            found[_message(operator, event, sizes)] += event.count
+            axes = tuple(axis for axis in report.point.plan.mesh if axis in operator.axes)
+            found[_message(operator, axes, event, sizes)] += event.count
     return found
 
 
-def _message(operator: Collective | Send, event: Event, sizes: Sizes) -> tuple[Any, ...]:
+def _message(
+    operator: Collective | Send, along: Axes, event: Event, sizes: Sizes
+) -> tuple[Any, ...]:
     """What makes two messages of a phase alike: the columns between it and the counts."""
     message = operator.message
     # a gather is priced by its result: what each chip brings is its part of that
     parts = event.group_size if event.kind == "all_gather" else 1
     return (
         event.kind,
-        " ".join(operator.axes),
+        " ".join(along),
         int(event.group_size),
         " ".join(message.dims),
         tuple(_plain(sizes.local(dim, axes)) for dim, axes in message.layout.items()),

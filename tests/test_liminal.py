@@ -21,7 +21,8 @@ def swept(name):
 @pytest.mark.parametrize("model", ["llama-3.1-405b", "deepseek-v3"])
 def test_i_an_instance_takes_hundreds_of_gigabytes(model):
     memory = decode("xpu-hbm3", 1, model=model).memory
-    assert np.all((memory.weights + memory.kv_cache > 100e9) & (memory.total < 1500e9))
+    held = memory.weights + memory.kv_cache
+    assert np.all((held > 100e9) & (held < 1000e9))
 
 
 def test_i_no_system_smaller_than_the_model_holds_it():

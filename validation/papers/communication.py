@@ -81,10 +81,10 @@ def _hybrid(model: _Published, tp: int, pp: int) -> list[Row]:
     return found
 
 
-def _census(model: str, **plan: int) -> "pd.DataFrame":
+def _census(model: str, tp: int, pp: int = 1) -> "pd.DataFrame":
     work = Workload(batch=1, prompt=_TOKENS, output=_TOKENS)
     loaded, nodes = load_model(model), load_platform("h100-sxm:8")
-    return simulate(loaded, nodes, Plan(**plan), work).communication()
+    return simulate(loaded, nodes, Plan(tp=tp, pp=pp), work).communication()
 
 
 def _some(census: "pd.DataFrame", phase: str, kind: str, dims: str) -> tuple[int, float]:

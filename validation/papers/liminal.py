@@ -44,14 +44,14 @@ class EvenPlan(Plan):
 def rows() -> list[Row]:
     """Published rates of xPU-HBM3, and predicted ones of the other memories."""
     found = [
-        Row(_case("xpu-hbm3", tp, 1, word), published, rate, _PRINTED)
+        Row(_case("xpu-hbm3", tp, 1, word), published, float(rate), _PRINTED)
         for tp, expected in _PUBLISHED.items()
         for word, published, rate in zip(CONTEXTS, expected, rates("xpu-hbm3", tp), strict=True)
     ]
     for chip, systems in _PREDICTED.items():
         for tp, pp in systems:
-            report = decode(chip, tp, pp)
-            for word, rate, fits in zip(CONTEXTS, 1 / report.tpot, holds(report), strict=True):
+            fitting = holds(decode(chip, tp, pp))
+            for word, rate, fits in zip(CONTEXTS, rates(chip, tp, pp), fitting, strict=True):
                 if fits:
                     found.append(Row(_case(chip, tp, pp, word), None, float(rate)))
     return found
@@ -59,8 +59,7 @@ def rows() -> list[Row]:
 
 def rates(chip: str | Chip, tp: int, pp: int = 1) -> NDArray[np.float64]:
     """Tokens per second of a user of Llama-3.1-405B at each of `CONTEXTS`."""
-    found: NDArray[np.float64] = 1 / decode(chip, tp, pp).tpot
-    return found
+    return np.asarray(1 / decode(chip, tp, pp).tpot)
 
 
 def decode(
