@@ -13,11 +13,7 @@ print("model          overlap     prefill ms  exposed ms  decode ms  exposed ms"
 for name, platform, plan, workload in CASES:
     for overlap in ("", "two-batch", "chunked"):
         report = simulate(
-            load_model(name),
-            load_platform(platform),
-            Plan(**plan, overlap=overlap),
-            workload,
-            cost="tiled",
+            load_model(name), load_platform(platform), Plan(**plan, overlap=overlap), workload
         )
         prefill, decode = report.prefill, report.decode
         print(

@@ -75,20 +75,22 @@ def exposed(steps: Program, ran: Schedule) -> Number:
     """
     total: Number = 0.0
     for index, done in enumerate(ran.loops):
-        for repetition, count in _weighed(done.count, len(done.runs)):
-            transfers = _tasks(steps, ran, (index, repetition), _TRANSFER)
-            alone = sum(end - start for _, start, end in transfers)
-            beside = _beside(steps, ran, (index, repetition), _TRANSFER)
-            total = total + count * (alone - sum(seconds for *_, seconds in beside))
+        steady = range(len(done.runs) + 1, done.count - 1)
+        others = {*range(done.count)} - {*steady}
+        if steady:
+            ends = [_alone(steps, ran, (index, steady[i])) for i in (0, -1)]
+            if _is_close(*ends, ran.makespan):
+                total = total + len(steady) * ends[0]
+            else:  # what another loop computes reaches into this one
+                others |= {*steady}
+        total = total + sum(_alone(steps, ran, (index, repetition)) for repetition in others)
     return larger(total, 0.0)
 
 
-def _weighed(count: int, known: int) -> Iterator[tuple[int, int]]:
-    """Repetitions of a loop and how many each stands for: those in the steady middle are alike."""
-    single = {*range(min(known + 1, count)), count - 1}
-    yield from ((repetition, 1) for repetition in sorted(single))
-    if count > len(single):
-        yield known + 1, count - len(single)
+def _alone(steps: Program, ran: Schedule, at: Place) -> Number:
+    """Seconds of transfers in one repetition of a loop during which nothing is computed."""
+    sent = sum(end - start for _, start, end in _tasks(steps, ran, at, _TRANSFER))
+    return sent - sum(seconds for *_, seconds in _beside(steps, ran, at, _TRANSFER))
 
 
 def _beside(

@@ -1,6 +1,6 @@
 """Timelines: what ran when, for how long, limited by what; predicted or measured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -82,7 +82,7 @@ class Timeline:
     time : seconds of the step.
     graph, chip : the sharded graph and the chip that it was predicted from, if it was.
     exposed : seconds in which communication runs and its chip computes nothing; of a pipeline,
-        those of the stage that has most of them.
+        those of the stage that has most of them. Found from the events if not given.
     """
 
     name: str
@@ -91,7 +91,11 @@ class Timeline:
     graph: Graph | None = None
     source: Mapping[str, str] = field(default_factory=dict)
     chip: "Chip | None" = None
-    exposed: Number = 0.0
+    exposed: Number = np.nan
+
+    def __post_init__(self) -> None:
+        if not np.ndim(self.exposed) and np.isnan(self.exposed):
+            object.__setattr__(self, "exposed", _exposed(self.events))
 
     @cached_property
     def nx(self) -> "nx.DiGraph[str]":
@@ -138,7 +142,7 @@ class Timeline:
     @property
     def communicates(self) -> bool:
         """Whether any operator sends anything, on whatever stage."""
-        return any(e.stream.endswith("communication") and np.any(e.time) for e in self.events)
+        return any(np.any(event.time) for event in self.events if _sends(event))
 
     @property
     def interval(self) -> tuple[Number, Number]:
@@ -232,6 +236,29 @@ class Timeline:
                 f"{what}: this timeline holds {np.size(self.time)} design points; "
                 "pick one with report.at(index)"
             )
+
+
+def _sends(event: Event) -> bool:
+    return event.stream.endswith(("communication", "link"))
+
+
+def _exposed(events: Sequence[Event]) -> float:
+    """Seconds in which one chip's *events* communicate and no other is under way but a copy."""
+    sent = [event for event in events if _sends(event)]
+    computed = [event for event in events if event.stream != "copy" and not _sends(event)]
+    return _covered([*sent, *computed]) - _covered(computed) if sent else 0.0
+
+
+def _covered(events: Sequence[Event]) -> float:
+    """Seconds in which at least one of *events* runs, of a single design point."""
+    if not events:
+        return 0.0
+    starts = np.concatenate([event.starts for event in events])
+    ends = np.concatenate([event.starts + event.time for event in events])
+    order = np.argsort(starts)
+    starts, ends = starts[order], np.maximum.accumulate(ends[order])
+    idle = np.maximum(starts[1:] - ends[:-1], 0.0).sum()
+    return float(ends[-1] - starts[0] - idle)
 
 
 def predict(name: str, graph: Graph, sizes: Sizes, machine: Machine, model: CostModel) -> Timeline:

@@ -1,4 +1,4 @@
-"""Weights and caches in a farther tier: what is fetched, what it costs, what is left on the chip."""
+"""Weights and caches in a farther tier: what is fetched, what that costs, what stays behind."""
 
 from dataclasses import replace
 

