@@ -59,7 +59,7 @@ class Step:
     def name(self) -> str:
         """What a file of this step may be called."""
         part = f"-{self.layers}layers" if self.layers else ""
-        return f"{self.model}{part}-{self.phase}-{self.batch}x{self.tokens}"
+        return f"{Path(self.model).name}{part}-{self.phase}-{self.batch}x{self.tokens}"
 
 
 def capture(
