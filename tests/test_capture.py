@@ -10,7 +10,7 @@ import pytest
 from frontends.traces import load_trace
 from hardware import SpecError, load_chip, load_platform
 from opgraph.kernels import kernel_chip
-from validation import chipmeter, extras, machine, microbenchmarks
+from validation import extras, machine, microbenchmarks
 from validation.capture import Step, capture
 from validation.chipmeter import MeasuredChip
 from validation.compare import compare
@@ -33,7 +33,7 @@ THIS = Machine("cpu", "A Processor", 2, 3e9, 2**34, 2**25, "Linux", "torch 2", "
 def test_a_measured_chip_is_a_chip_file(tmp_path):
     made = MeasuredChip(THIS, {"bf16": 4.57e11, "fp16": 2.8e10}, 1.01e11, 3.7e10, 1.9e-6)
     path = tmp_path / "mine.toml"
-    chipmeter.save_chip(made, path)
+    path.write_text(made.toml("mine"))
     chip = load_chip(str(path))
     assert chip.name == "mine"
     assert chip.peak("bf16") == pytest.approx(4.57e11)
@@ -46,10 +46,10 @@ def test_a_measured_chip_is_a_chip_file(tmp_path):
     assert "1.9 us" in path.read_text()
 
 
-def test_names_that_no_file_may_have_are_refused(tmp_path):
+def test_names_that_no_file_may_have_are_refused():
     made = MeasuredChip(THIS, {"bf16": 1e12}, 1e11, 1e10, 1e-6)
     with pytest.raises(SpecError, match="is not a name"):
-        chipmeter.save_chip(made, tmp_path / "my chip!.toml")
+        made.toml("my chip!")
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -189,6 +189,14 @@ def test_a_captured_step_matches_its_prediction(tmp_path, phase):
     # biases of qwen2.5's projections are in the prediction's FLOP
     assert all(row.work == pytest.approx(1, rel=0.01) for row in products)
     assert {"model.layers.0.mlp.down_proj", "lm_head"} <= {e.block for e in measured.events}
+
+
+@needs_torch
+@pytest.mark.parametrize("model", ["mamba2-2.7b", "deepseek-v2-lite"])
+def test_models_with_another_cache_are_refused(tmp_path, model):
+    step = Step(model=model, phase="prefill", tokens=8, layers=1, vocab=64)
+    with pytest.raises(SpecError, match=f"{model} is no decoder that caches keys"):
+        capture(step, tmp_path, repeats=1, traced=1)
 
 
 @needs_torch

@@ -29,12 +29,19 @@ from opgraph.kernels import (
 )
 
 FOLDER = Path(hardware.__file__).parent / "data" / "calibration"
+TRACES = Path(__file__).parents[1] / "validation" / "traces"
 # A GEMM's k is split so that the parts fill the cores: with more cores there are more parts, and
 # for few small shapes their merging costs more than they save. Measured on 20,000 shapes and five
 # chips: at most 2.7 %, and over half a percent in four shapes of a thousand.
 SPLIT_STEP, SPLIT_STEP_SELDOM, SELDOM = 0.03, 0.005, 0.01
 ROUNDING = 1e-6
 N = 400
+
+
+def chip_of(name):
+    """A chip of the catalogue, or the machine that steps were captured on."""
+    own = TRACES / f"{name}.toml"
+    return kernel_chip(load_chip(str(own) if own.exists() else name))
 
 
 def sizes(rng, low, high):
@@ -125,7 +132,7 @@ def more(chip, name):
 @pytest.mark.parametrize(("book", "name", "op", "form"), cases())
 @pytest.mark.parametrize("part", ["matrix", "memory_bandwidth", "cores"])
 def test_more_is_never_slower(book, name, op, form, part):
-    chip, fit = kernel_chip(load_chip(name)), calibration(book)[op, form]
+    chip, fit = chip_of(name), calibration(book)[op, form]
     shape = shape_of(op, form, chip)
     before = price(KERNELS[op], shape, chip, "tiled", fit).time
     after = price(KERNELS[op], shape, more(chip, part), "tiled", fit).time
@@ -139,7 +146,7 @@ def test_more_is_never_slower(book, name, op, form, part):
 
 @pytest.mark.parametrize(("book", "name", "op", "form"), cases())
 def test_ideal_is_a_floor_and_results_are_finite(book, name, op, form):
-    chip, fit = kernel_chip(load_chip(name)), calibration(book)[op, form]
+    chip, fit = chip_of(name), calibration(book)[op, form]
     shape = shape_of(op, form, chip)
     ideal = price(KERNELS[op], shape, chip, "ideal", fit).time
     # a cache too small to hide memory traffic
@@ -152,7 +159,7 @@ def test_ideal_is_a_floor_and_results_are_finite(book, name, op, form):
 
 @pytest.mark.parametrize(("book", "name", "op", "form"), cases())
 def test_intervals_hold_a_time_and_widen_outside_what_was_fitted(book, name, op, form):
-    chip, fit = kernel_chip(load_chip(name)), calibration(book)[op, form]
+    chip, fit = chip_of(name), calibration(book)[op, form]
     low, high = interval(KERNELS[op], shape_of(op, form, chip), chip, "corrected", fit)
     assert np.all(np.asarray(low) > 0)
     assert np.all(low <= high)

@@ -59,7 +59,7 @@ class Step:
     def name(self) -> str:
         """What a file of this step may be called."""
         part = f"-{self.layers}layers" if self.layers else ""
-        return f"{self.model}{part}-{self.phase}-{self.batch}x{self.tokens}"
+        return f"{Path(self.model).name}{part}-{self.phase}-{self.batch}x{self.tokens}"
 
 
 def capture(
@@ -73,8 +73,9 @@ def capture(
 
     Raises
     ------
-    SpecError : PyTorch, transformers or the device is missing, or the model is unknown or attends
-        within a window that is shorter than the step's context.
+    SpecError : PyTorch, transformers or the device is missing; the model is unknown, keeps
+        something else than keys and values of each head, or attends within a window that is
+        shorter than the step's context.
     """
     needed("torch", "transformers", extra="torch")
     from torch.profiler import ProfilerActivity, profile, record_function
@@ -160,9 +161,23 @@ def _runner(step: Step, device: str) -> _Run:
         model = AutoModelForCausalLM.from_config(
             config, dtype=torch.bfloat16, attn_implementation=_ATTENTION
         ).eval()
-        size = model.model.layers[0].self_attn.head_dim
+        size = _head_size(step, model)
         shape = (step.batch, config.num_key_value_heads, step.tokens, size)
         return _Run(step, model, _cache(step, config.num_hidden_layers, shape), device)
+
+
+def _head_size(step: Step, model: Any) -> int:
+    """Numbers of a head, of a model that caches the keys and values of its heads."""
+    layers = getattr(getattr(model, "model", None), "layers", [])
+    sizes: list[Any] = [
+        getattr(getattr(layer, "self_attn", None), "head_dim", None) for layer in layers
+    ]
+    if not sizes or None in sizes:
+        raise SpecError(
+            f"{step.model} is no decoder that caches keys and values of each head in every layer: "
+            "such a one is captured"
+        )
+    return int(sizes[0])
 
 
 def _cache(step: Step, layers: int, shape: tuple[int, ...]) -> Any:

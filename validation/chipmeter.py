@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from hardware.specs import check_name
@@ -85,11 +84,6 @@ def measure_chip(device: str = "cpu", threads: int = 1) -> MeasuredChip:
     return MeasuredChip(
         machine, rates, _peak(watch, "float32"), max(_copy(watch), _sum(watch)), _launch(watch)
     )
-
-
-def save_chip(chip: MeasuredChip, path: Path) -> None:
-    """Write a chip file, named as the file is."""
-    path.write_text(chip.toml(path.name.removesuffix(".toml")), encoding="utf-8")
 
 
 def _peak(watch: Stopwatch, dtype: str) -> float:

@@ -58,11 +58,12 @@ def measure_chip(
     threads: Threads = 1,
 ) -> None:
     """Measure what this machine reaches, and write it as a chip's TOML."""
+    from hardware.specs import check_name
     from validation.chipmeter import measure_chip
 
-    name = out.name.removesuffix(".toml")
-    chip = measure_chip(device.value, threads)
+    name = check_name(out.name.removesuffix(".toml"))
     with replacing(out) as temporary:
+        chip = measure_chip(device.value, threads)
         temporary.write_text(chip.toml(name), encoding="utf-8")
     rates = {f"{dtype}_GFLOP_per_s": rate / 1e9 for dtype, rate in chip.matrix.items()}
     rates["fp32_GFLOP_per_s"] = chip.vector / 1e9

@@ -108,6 +108,8 @@ def compare(measured: Timeline, predicted: Timeline) -> Comparison:
     SpecError : the measured step has other products than the predicted one, or none.
     """
     measured.need_one_point("compare")
+    if not measured.time > 0:
+        raise SpecError(f"compare: the step {measured.name!r} took no time")
     told = _strange(measured, predicted)
     expected = list(_groups(predicted.unroll().events))
     found = list(_groups(measured.unroll().events))

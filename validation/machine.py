@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from hardware import SpecError
 from validation.extras import needed
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -56,9 +57,9 @@ def this_machine(device: str = "cpu", threads: int = 1) -> Machine:
     as an inference engine's allocator keeps it: else every large result is mapped anew and what
     is timed is the kernel clearing pages.
 
-    Raises SpecError where PyTorch is not installed.
+    Raises SpecError where PyTorch is not installed, or has no such device.
     """
-    needed("torch", extra="torch")
+    check_device(device)
     import torch
 
     torch.set_num_threads(threads)
@@ -66,6 +67,17 @@ def this_machine(device: str = "cpu", threads: int = 1) -> Machine:
     date = datetime.now(UTC).date().isoformat()
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     return _gpu(versions, date) if device == "cuda" else _cpu(threads, versions, date)
+
+
+def check_device(device: str) -> None:
+    """Raise SpecError where PyTorch is not installed, or *device* is not there."""
+    needed("torch", extra="torch")
+    import torch
+
+    if device not in ("cpu", "cuda"):
+        raise SpecError(f"no device {device!r}: cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SpecError("there is no NVIDIA GPU here, or PyTorch was built without CUDA")
 
 
 def _cpu(threads: int, versions: str, date: str) -> Machine:

@@ -39,7 +39,7 @@ class Effort:
     rows: int
 
 
-EFFORTS = {"cpu": Effort(4e10, 256 * 2**20, 200), "cuda": Effort(3e13, 480 * 2**20, 2000)}
+EFFORTS = {"cpu": Effort(4e10, 256 * 2**20, 250), "cuda": Effort(3e13, 480 * 2**20, 2000)}
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,10 @@ def _copy(watch: Stopwatch, turn: int, rows: int, columns: int) -> Any:
 def _rotate(watch: Stopwatch, turn: int, rows: int, columns: int) -> Any:
     import torch
 
-    x, cos, sin = watch.operands(turn, (rows, columns // 128, 128), (rows, 1, 128), (rows, 1, 128))
-    half = torch.cat((-x[..., 64:], x[..., :64]), -1)
-    return x * cos + half * sin
+    angles = (rows, 1, _HEAD)
+    x, cos, sin = watch.operands(turn, (rows, columns // _HEAD, _HEAD), angles, angles)
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), -1) * sin
 
 
 def _quantise(watch: Stopwatch, turn: int, rows: int, columns: int) -> Any:
@@ -170,13 +171,12 @@ def _quantise(watch: Stopwatch, turn: int, rows: int, columns: int) -> Any:
     return (x * scale).to(torch.float8_e4m3fn)
 
 
-def _gather(watch: Stopwatch, turn: int, rows: int, columns: int) -> Any:
+def _gather(watch: Stopwatch, rows: int, columns: int) -> Callable[[int], Any]:
     import torch
 
     (table,) = watch.operands(0, (VOCABULARIES[0], columns))
-    # a stride that meets every row before it meets one again
-    index = torch.arange(turn, turn + rows, device=watch.device) * _STRIDE % len(table)
-    return torch.nn.functional.embedding(index, table)
+    indices = [torch.randint(len(table), (rows,), device=watch.device) for _ in range(_INDICES)]
+    return lambda turn: torch.nn.functional.embedding(indices[turn % _INDICES], table)
 
 
 def _sample(watch: Stopwatch, rows: int, columns: int) -> Callable[[int], Any]:
@@ -197,10 +197,10 @@ PASSES: dict[str, tuple[int, int, Callable[..., Any]]] = {
     "add": (4, 2, _add),
     "rotary": (2, 2, _rotate),
     "quantise_rows": (2, 1, _quantise),
-    "lookup": (2, 2, _gather),
     "copy": (2, 2, _copy),
 }
-_STRIDE = 7919  # a prime
+_INDICES = 16  # sets of rows that are looked up in turn
+_HEAD = 128  # numbers of a head that turns
 
 
 def _route(watch: Stopwatch, rows: int, experts: int, chosen: int) -> Callable[[int], Any]:
@@ -211,7 +211,7 @@ def _route(watch: Stopwatch, rows: int, experts: int, chosen: int) -> Callable[[
     return call
 
 
-_FP16 = (("attn_dtype", "bfloat16"), ("kv_cache_dtype", "bfloat16"))
+_BF16 = (("attn_dtype", "bfloat16"), ("kv_cache_dtype", "bfloat16"))
 _HEAD_COLUMNS = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim")
 _SAMPLE_BYTES = 10  # of a logit: read in 16 bits, written and read twice in 32
 
@@ -228,18 +228,22 @@ KERNELS = {
     "attention_prefill": Kernel(
         _HEAD_COLUMNS,
         lambda: ((b, s, 0, *h) for h, b, s in product(HEADS, BATCHES[:5], LENGTHS)),
-        _attention_work, _attention, _FP16,
+        _attention_work, _attention, _BF16,
     ),
     "attention_decode": Kernel(
         _HEAD_COLUMNS,
         lambda: ((b, 1, s - 1, *h) for h, b, s in product(HEADS, BATCHES, LENGTHS)),
-        _attention_work, _attention, _FP16,
+        _attention_work, _attention, _BF16,
     ),
     "vector": Kernel(
         ("kernel", "m", "k", "read", "write"),
         lambda: ((kernel, m, k, *moved[:2]) for (kernel, moved), m, k in
                  product(PASSES.items(), TOKENS, WIDTHS)),
         lambda kernel, m, k, read, write: (0.0, (read + write) * m * k), _pass,
+    ),
+    "lookup": Kernel(
+        ("rows", "columns"), lambda: product(TOKENS, WIDTHS),
+        lambda rows, columns: (0.0, 4 * rows * columns), _gather,
     ),
     "sample": Kernel(
         ("rows", "columns"), lambda: product(BATCHES, VOCABULARIES),

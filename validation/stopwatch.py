@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hardware import SpecError
-from validation.extras import needed
+from validation.machine import check_device
 
 WARM_UP = 2  # calls before the clock starts: code is compiled, memory is mapped
 POOL_BYTES = 512 * 2**20  # random numbers that operands are cut from: several times any cache
@@ -35,13 +35,7 @@ class Stopwatch:
     _pool: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        needed("torch", extra="torch")
-        import torch
-
-        if self.device not in ("cpu", "cuda"):
-            raise SpecError(f"no device {self.device!r}: cpu or cuda")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise SpecError("there is no NVIDIA GPU here, or PyTorch was built without CUDA")
+        check_device(self.device)
 
     def operands(self, turn: int, *shapes: tuple[int, ...], dtype: str = "bfloat16") -> list[Any]:
         """Tensors of random numbers, side by side in the pool; another *turn*, another place.

@@ -3,6 +3,8 @@
 import bisect
 import math
 import re
+import sys
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +23,8 @@ from frontends.traces.steps import Span, measured_event, time_of
 from hardware import SpecError
 from opgraph.timeline import Event, Timeline
 
-MOST_EVENTS = 4_000_000  # kept in memory, at a few hundred bytes each
+MOST_EVENTS = 2_000_000  # kept in memory, at about a kilobyte each
+_LARGEST_ID = 2**63
 KERNELS = {"kernel": "compute", "gpu_memcpy": "copy", "gpu_memset": "copy"}
 LAUNCHES = ("cuda_runtime", "cuda_driver")
 _STEP = re.compile(r"ProfilerStep#\d+")
@@ -35,7 +38,8 @@ class _Operator:
 
     span: Span
     flop: float
-    kernels: list["_Kernel"] = field(default_factory=list)
+    number: int
+    kernels: Sequence["_Kernel"] = ()
 
 
 @dataclass(slots=True)
@@ -55,7 +59,11 @@ class Recording:
     notes: list[Span] = field(default_factory=list)
     kernels: list[_Kernel] = field(default_factory=list)
     launches: dict[Any, Span] = field(default_factory=dict)
-    called: dict[Any, Span] = field(default_factory=dict)
+    # of every operator its id, and which of those kept it is part of: two numbers each
+    ids: "array[int]" = field(default_factory=lambda: array("q"))
+    owners: "array[int]" = field(default_factory=lambda: array("q"))
+    spans: list[Span] = field(default_factory=list)
+    tracks: dict[Any, Any] = field(default_factory=dict)
     kept: int = 0
 
     def read(self, events: Iterable[Mapping[str, Any]]) -> "Recording":
@@ -94,16 +102,25 @@ class Recording:
         if last is None or not last.start <= span.start <= span.end <= last.end:
             name, shapes = plain(span.name), shapes_in(args.get("Input Dims"))
             flop = product_flop(name, shapes) if kind_of(name) == "gemm" else 0.0
-            mine.append(_Operator(span, flop))
+            mine.append(_Operator(span, flop, len(self.spans)))
+            self.spans.append(span)
             self.kept += 1
-        external = _key(_external(args))
-        if external is not None:
-            self.called[external] = span
+        external = _external(args)
+        if isinstance(external, int) and 0 <= external < _LARGEST_ID:
+            self.ids.append(external)
+            self.owners.append(mine[-1].number)
 
     def _span(self, event: Mapping[str, Any]) -> Span:
         start, end = time_of(event, self.where)
-        track = tuple(map(_key, (event.get("pid"), event.get("tid"))))
-        return Span(start, end, track, str(event.get("name", "unnamed")))
+        track = (_key(event.get("pid")), _key(event.get("tid")))
+        name = sys.intern(str(event.get("name", "unnamed")))
+        return Span(start, end, self.tracks.setdefault(track, track), name)
+
+    def called(self) -> dict[int, Span]:
+        """The operators whose ids kernels carry."""
+        wanted = {kernel.external for kernel in self.kernels}
+        pairs = zip(self.ids, self.owners, strict=True)
+        return {number: self.spans[owner] for number, owner in pairs if number in wanted}
 
 
 def _args(event: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -173,14 +190,14 @@ def _tie(recording: Recording, threads: Mapping[Any, list[_Operator]]) -> list[_
     Where launches were not recorded, the kernel's external id is the operator's; where they were,
     it may be another's.
     """
-    loose = []
+    loose, called = [], recording.called()
     for kernel in recording.kernels:
-        cause = recording.launches.get(kernel.correlation) or recording.called.get(kernel.external)
+        cause = recording.launches.get(kernel.correlation) or called.get(kernel.external)
         owner = _running(threads.get(cause.track, []), cause.start) if cause else None
         if owner is None:
             loose.append(kernel)
         else:
-            owner.kernels.append(kernel)
+            owner.kernels = (*owner.kernels, kernel)
     return loose
 
 

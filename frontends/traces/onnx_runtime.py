@@ -10,7 +10,7 @@ from opgraph.timeline import Event, Timeline
 
 RUN = "model_run"
 _SUFFIX = "_kernel_time"
-MOST_NODES = 4_000_000  # kept in memory
+MOST_NODES = 2_000_000  # kept in memory
 
 
 def steps(events: Iterable[Mapping[str, Any]], where: str) -> list[Timeline]:

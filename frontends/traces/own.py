@@ -1,6 +1,5 @@
 """Our own exports, read back: what `opgraph.trace` writes of a timeline."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from opgraph.operator import Work
 from opgraph.timeline import Event, Timeline
 from opgraph.trace import STREAMS
 
-MOST_SLICES = 4_000_000  # kept in memory
+MOST_SLICES = 2_000_000  # kept in memory
 _NANO = 1e-9
 _STEP = "user_annotation"
 _NUMBERS = ("flop", "bytes_read", "bytes_written", "bytes_sent", "slack_us")
@@ -31,28 +30,24 @@ def steps(
     SpecError : an event that makes no sense, or no step.
     """
     windows: list[tuple[float, float, str]] = []
-    slices: dict[Any, dict[str, list[tuple[float, Mapping[str, Any]]]]] = defaultdict(dict)
+    operators: list[dict[str, list[tuple[float, Mapping[str, Any]]]]] = []
     count = 0
     for event in (each for each in events if each.get("ph") == "X"):
         start, _ = time_of(event, where)
         args = _checked(event, where)
         if event.get("cat") == _STEP:
             windows.append((start, args["dur_ns"] * _NANO, str(event.get("name"))))
+            operators.append({})
+        elif not windows:
+            raise SpecError(f"{where}: {shown(event.get('name'))} stands before the first step")
         else:
-            place = (args.get("step", len(windows) - 1), event.get("pid"))
-            slices[place].setdefault(str(event.get("name")), []).append((start, args))
+            operators[-1].setdefault(str(event.get("name")), []).append((start, args))
             count += 1
             if count > MOST_SLICES:
                 raise SpecError(f"{where}: over {MOST_SLICES} slices")
     if not windows:
         raise SpecError(f"{where}: no step in it")
-    ordered = [slices[place] for place in sorted(slices, key=lambda place: place[0])]
-    if len(ordered) != len(windows):
-        raise SpecError(f"{where}: {len(windows)} steps, but operators of {len(ordered)}")
-    return [
-        _timeline(window, operators, source)
-        for window, operators in zip(windows, ordered, strict=True)
-    ]
+    return [_timeline(*step, source) for step in zip(windows, operators, strict=True)]
 
 
 def _checked(event: Mapping[str, Any], where: str) -> Mapping[str, Any]:
