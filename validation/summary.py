@@ -50,7 +50,7 @@ def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return a row per class and split: the median error of all chips and formats by level.
 
     Beside the levels stand the peers' way, which is to interpolate the table, and the noise floor
-    of the measurements. `worst` names the case with the largest error at the best level of the class.
+    of the measurements. `worst` names the case with the largest error at the class's best level.
     """
     rows = []
     for (op, split), part in table.groupby(["op", "split"], sort=False):
