@@ -79,8 +79,10 @@ def test_the_command_answers_json_and_writes_the_report(monkeypatch, capsys, tmp
     out, err = capsys.readouterr()
     assert (end.value.code or 0, err) == (0, "")
     rows = json.loads(out)["rows"]
-    assert {row["level"] for row in rows} == {"ideal", "calibrated", "tiled", "corrected"}
+    levels = {"ideal", "calibrated", "tiled", "corrected", "interpolated"}
+    assert {row["level"] for row in rows} == levels
     for row in rows:
-        assert row.keys() >= {*KEYS, "n", "geomean_error", "median_ape", "mape", "p90_ape", "bias"}
+        assert row.keys() >= {*KEYS, "n", "geomean_error", "median_ape", "mape", "p90_ape", "bias",
+                              "noise"}  # fmt: skip
     assert "### quantise" in path.read_text(encoding="utf-8")
     assert (tmp_path / "accuracy" / "quantise.png").stat().st_size > 1000

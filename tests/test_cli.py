@@ -99,7 +99,32 @@ def test_op_prices_a_product_as_the_roofline_does(run):
     assert answer["bytes"] == 2 * (4096 * 8192 + 8192 * 8192 + 4096 * 8192)
     assert answer["time_us"] == pytest.approx(answer["flop"] / 989.4e12 * 1e6)
     assert answer["limiter"] == "compute"
-    assert answer.keys() == {"time_us", "limiter", "low_us", "high_us", "flop", "bytes"}
+    words = {"time_us", "limiter", "low_us", "high_us", "flop", "bytes", "provenance"}
+    assert answer.keys() == words
+
+
+def test_a_row_of_a_json_table_has_its_shape_and_a_wrong_one_its_line(run, tmp_path):
+    table = tmp_path / "in.csv"
+    head = "tokens,hidden,ffn,experts,topk,ep,distribution\n"
+    table.write_text(head + "64,4096,1024,32,4,1,balanced\n64,4096,1024,32,4,8,power_law_1.2\n")
+    code, out, _ = run("op", "moe", "--chip", "h200-sxm", "--table", table, "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert [(row["ep"], row["distribution"]) for row in rows] == [
+        ("1", "balanced"), ("8", "power_law_1.2")]  # fmt: skip
+    for row in rows:
+        assert row.keys() >= {"time_us", "limiter", "low_us", "high_us", "flop", "bytes",
+                              "provenance"}  # fmt: skip
+    for wrong, words in {
+        "64,4096,1024,32,64,1,balanced": "topk 64 is more than 32 experts",
+        "64,4096,1024,32,4,1,zipf": "distribution is 'zipf'",
+        "64,4096,-1,32,4,1,balanced": "ffn is -1",
+    }.items():
+        table.write_text(f"{head}64,4096,1024,32,4,1,balanced\n{wrong}\n")
+        code, _, error = run("op", "moe", "--chip", "h200-sxm", "--table", table)
+        assert code == 2
+        assert f"{table} line 3: " in error
+        assert words in error
 
 
 def test_op_prices_a_table(run, tmp_path):

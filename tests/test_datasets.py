@@ -1,6 +1,7 @@
 """Measured tables: what is kept of them, and tables of one's own."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,11 @@ from hardware import SpecError, load_chip
 from opgraph import cli
 from opgraph.kernels import KERNELS, GemmShape, kernel_chip, load_calibration, price
 from validation import extras
-from validation.datasets import Rule, load
+from validation.calibrate import Case
+from validation.datasets import Rule, fastest, load
 from validation.files import CALIBRATION
-from validation.splits import splits, subset
+from validation.peers import interpolated, noise
+from validation.splits import Split, splits, subset
 from validation.tables import DATASETS
 from validation.toml import dump
 
@@ -63,6 +66,57 @@ def test_stalls_of_the_collector_are_dropped(tmp_path):
     sample = load(DATASETS["dispatch"], CHIP, "ll-fp8", source=path)
     assert sample.shape.tokens.tolist() == [256.0, 512.0]  # more tokens were four times faster
     assert sample.measured.tolist() == pytest.approx([2e-5, 3e-5])
+
+
+def backend(name, times, shapes):
+    """Rows of one backend: GEMMs m × 256 × 512."""
+    return pd.DataFrame({"m": shapes, "n": 256, "k": 512, "latency": times, "backend": name})
+
+
+def test_the_backend_with_the_least_total_time_on_shared_shapes_is_the_reference():
+    slow, quick = backend("a", [1.0, 9.0, 2.0], [1, 2, 3]), backend("b", [2.0, 3.0], [1, 2])
+    assert set(fastest(DATASETS["gemm"], {"a": slow, "b": quick})["backend"]) == {"b"}
+    # m = 3 only one has: it does not count
+    slow = backend("a", [1.0, 3.0, 99.0], [1, 2, 3])
+    assert set(fastest(DATASETS["gemm"], {"a": slow, "b": quick})["backend"]) == {"a"}
+    few = backend("c", [0.1], [1])
+    wide = backend("a", [1.0] * 5, range(1, 6))
+    assert set(fastest(DATASETS["gemm"], {"a": wide, "c": few})["backend"]) == {"a"}
+
+
+def test_a_group_that_another_backend_runs_faster_is_taken_from_it():
+    dataset = replace(DATASETS["gemm"], group=("n",))
+    mine = pd.concat(
+        [backend("a", [1.0, 1.0], [1, 2]), backend("a", [9.0, 9.0], [1, 2]).assign(n=7)]
+    )
+    other = pd.concat(
+        [backend("b", [5.0, 5.0], [1, 2]), backend("b", [8.0, 8.0], [1, 2]).assign(n=7)]
+    )
+    found = fastest(dataset, {"a": mine, "b": other})
+    assert found.groupby("n")["backend"].unique().str[0].to_dict() == {256: "a", 7: "b"}
+    assert found["latency"].sum() == 18
+
+
+def test_noise_is_what_leaves_the_line_between_neighbours(tmp_path):
+    """Times that alternate by ±5 % about a power law leave the line by 10 %, √1.5 of it noise."""
+    m = 2.0 ** np.arange(12)
+    time = m**0.7 * np.exp(0.05 * (-1.0) ** np.arange(12))
+    path = table(
+        tmp_path / "own.csv", m=m, n=256, k=512, gemm_dtype=["bfloat16"] * 12, latency=time
+    )
+    sample = load(DATASETS["gemm"], CHIP, "bf16", source=path)
+    case = Case("gemm", "h100-sxm", "bf16", CHIP, sample, {})
+    assert noise(case) == pytest.approx(100 * np.expm1(0.1 / np.sqrt(1.5)), rel=1e-6)
+
+
+def test_interpolation_is_linear_between_fitted_neighbours_and_silent_elsewhere(tmp_path):
+    m = [1.0, 2.0, 3.0, 8.0, 9.0]
+    path = table(tmp_path / "own.csv", m=m, n=256, k=512, gemm_dtype=["bfloat16"] * 5,
+                 latency=[1.0, 4.0, 3.0, 8.0, 9.0])  # fmt: skip
+    sample = load(DATASETS["gemm"], CHIP, "bf16", source=path)
+    case = Case("gemm", "h100-sxm", "bf16", CHIP, sample, {})
+    held = Split(np.array([0, 2, 3]), np.array([1, 4]))  # m = 9 has no larger neighbour
+    assert interpolated(case, held) == pytest.approx([np.log(4 / 2)])
 
 
 @pytest.mark.parametrize("op", sorted(DATASETS))

@@ -7,8 +7,8 @@ import pytest
 
 from frontends import load_model
 from hardware import SpecError, load_platform
-from opgraph import Plan, Workload, simulate
-from opgraph.cost import LEVELS, LIMITERS
+from opgraph import Plan, Workload, shapes, simulate
+from opgraph.cost import LEVELS, LIMITERS, cost_model
 from opgraph.kernels import KERNELS
 from opgraph.kernels.kernel import Limiter
 
@@ -97,6 +97,73 @@ def test_a_chip_that_nobody_measured_says_so():
     report = step(platform="mi300x-platform")
     words = {row["provenance"] for row in report.decode.rows()}
     assert "measured" not in words
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [("deepseek-v3", "measured"), ("glm-5", "transferred from other head sizes")],
+)
+def test_latent_attention_of_other_sizes_than_measured_says_so(model, words):
+    rows = {row["kind"]: row for row in step(model, "dgx-h200", tp=8, batch=1).prefill.rows()}
+    assert rows["attention"]["provenance"] == words
+
+
+def test_latent_attention_is_priced_at_its_own_sizes():
+    """Keys of 192 + 64 and values of 256 are 1.6 times the FLOP of 128 + 64 and 128."""
+    asked = {"phase": ["prefill"], "batch": [4], "seq": [8192], "heads": [16]}
+    where = load_platform("dgx-h200")
+    ours, theirs = (
+        shapes.price("mla", {**asked, **sizes}, where, cost_model("tiled"))
+        for sizes in ({}, {"nope": [192], "value_dim": [256]})
+    )
+    assert theirs["flop"][0] / ours["flop"][0] == pytest.approx((192 + 64 + 256) / (192 + 128))
+    assert 1.4 < theirs["time_us"][0] / ours["time_us"][0] < 1.9
+    assert (ours["provenance"], theirs["provenance"]) == (
+        ["measured"], ["transferred from other head sizes"])  # fmt: skip
+    width = [math.log(found["high_us"][0] / found["low_us"][0]) for found in (ours, theirs)]
+    assert width[1] > width[0]
+
+
+def test_a_product_narrower_than_the_chip_multiplies_is_unpacked_to_16_bits():
+    """As engines do: the activation stays in 16 bits, the weights keep their four."""
+    shape = {"m": [4096], "n": [8192], "k": [8192]}
+    cost = cost_model("ideal")
+    hopper, blackwell = load_platform("dgx-h100"), load_platform("dgx-b200")
+    narrow, wide = (
+        shapes.price("gemm", {**shape, "dtype": [dtype]}, hopper, cost)
+        for dtype in ("nvfp4", "bf16")
+    )
+    assert narrow["time_us"] == wide["time_us"]
+    assert narrow["bytes"][0] == 2 * 2 * 4096 * 8192 + 8192 * 8192 * 0.5625
+    native = shapes.price("gemm", {**shape, "dtype": ["nvfp4"]}, blackwell, cost)
+    seconds = 2 * 4096 * 8192 * 8192 / blackwell.chip.peak("fp4")
+    assert native["time_us"][0] == pytest.approx(1e6 * seconds)
+    fitted = shapes.price("gemm", {**shape, "dtype": ["nvfp4"]}, hopper, cost_model("tiled"))
+    assert "bf16" in fitted["provenance"][0] or "w4a16" in fitted["provenance"][0]
+
+
+def test_a_layer_of_experts_is_priced_as_in_a_model():
+    """`op moe` and the two products of DeepSeek-V3's layer are one kernel."""
+    rows = {
+        row["name"]: row for row in step("deepseek-v3", "dgx-h200", tp=8, batch=64).decode.rows()
+    }
+    inside = sum(rows[f"layer.experts_{part}"]["time_us"] for part in ("gate_up", "down"))
+    found = shapes.price(
+        "moe", {"tokens": [64], "hidden": [7168], "ffn": [2048], "experts": [256], "topk": [8],
+                "tp": [8], "dtype": ["fp8-block"]}, load_platform("dgx-h200"),
+        cost_model("corrected"),
+    )  # fmt: skip
+    assert found["time_us"][0] == pytest.approx(inside, rel=1e-6)
+    assert found["flop"][0] == 3 * 2 * 64 * 8 * 7168 * 2048 / 8
+    assert found["provenance"] == ["measured"]
+
+
+def test_experts_dealt_out_to_more_chips_take_less_each():
+    shape = {"tokens": [4096] * 3, "hidden": [7168] * 3, "ffn": [2048] * 3, "experts": [256] * 3,
+             "topk": [8] * 3, "ep": [1, 8, 64]}  # fmt: skip
+    for cost in ("ideal", "corrected"):
+        found = shapes.price("moe", shape, load_platform("dgx-h200"), cost_model(cost))
+        assert found["time_us"] == sorted(found["time_us"], reverse=True)
 
 
 def test_an_unknown_level_is_refused():

@@ -11,7 +11,6 @@ import hardware
 from hardware import SpecError, load_chip
 from opgraph.kernels import (
     KERNELS,
-    LEVELS,
     AttentionShape,
     CollectiveShape,
     DispatchShape,
@@ -27,6 +26,7 @@ from opgraph.kernels import (
     price,
     route,
 )
+from opgraph.kernels.interval import widened
 
 FOLDER = Path(hardware.__file__).parent / "data" / "calibration"
 TRACES = Path(__file__).parents[1] / "validation" / "traces"
@@ -157,16 +157,26 @@ def test_ideal_is_a_floor_and_results_are_finite(book, name, op, form):
         assert np.mean(time < 0.8 * ideal) < 0.02, level
 
 
+def by_octaves(fit, octaves):
+    """The bands of larger shapes, so far outside."""
+    bands = list(fit.bands.values())[-1]
+    return widened(bands, np.array([2]), np.array([octaves]))
+
+
 @pytest.mark.parametrize(("book", "name", "op", "form"), cases())
 def test_intervals_hold_a_time_and_widen_outside_what_was_fitted(book, name, op, form):
     chip, fit = chip_of(name), calibration(book)[op, form]
     low, high = interval(KERNELS[op], shape_of(op, form, chip), chip, "corrected", fit)
     assert np.all(np.asarray(low) > 0)
     assert np.all(low <= high)
-    for level in LEVELS:
-        near, far = fit.bands[level], fit.beyond[level]
-        assert far.low <= near.low <= near.high <= far.high
-        assert level == "ideal" or near.low <= 1 <= near.high
+    assert fit.bands.keys() >= {level for level in KERNELS[op].levels if level != "ideal"}
+    for by_relation in fit.bands.values():
+        for band in by_relation.values():
+            assert 0 < band.low <= 1 <= band.high
+    if fit.seen is not None:
+        known, far = by_octaves(fit, 0.0), by_octaves(fit, 3.0)
+        assert np.all(far.low <= known.low)
+        assert np.all(far.high >= known.high)
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.stem)

@@ -22,6 +22,7 @@ from validation.splits import Split, splits, subset
 
 FIT_ROWS = 1500
 RESIDUAL_ROWS = 20000
+SCATTER_ROWS = 4000
 POOL_ROWS = 300  # of each chip, for the parameters that travel
 FIRST_SPREAD = 1.0  # spread of the prior of the first pass, in ln
 FREE_SPREAD = 3.0  # of the four numbers of the smooth roofline: as good as none
@@ -225,5 +226,5 @@ def gaps(case: Case, model: Calibration, rows: np.ndarray) -> dict[str, np.ndarr
 
 def scatter(case: Case, fits: Fits, name: str) -> dict[str, float]:
     """Return the mean |ln error| of the rows that a fit has seen, by level."""
-    found = gaps(case, model_of(case, fits, name), subset(case.rows(name), RESIDUAL_ROWS))
+    found = gaps(case, model_of(case, fits, name), subset(case.rows(name), SCATTER_ROWS))
     return {level: float(np.mean(np.abs(gap))) for level, gap in found.items() if level != "ideal"}
