@@ -78,9 +78,9 @@ def exposed(steps: Program, ran: Schedule) -> Number:
         steady = range(len(done.runs) + 1, done.count - 1)
         others = {*range(done.count)} - {*steady}
         if steady:
-            ends = [_alone(steps, ran, (index, steady[i])) for i in (0, -1)]
-            if _is_close(*ends, ran.makespan):
-                total = total + len(steady) * ends[0]
+            first, last = (_alone(steps, ran, (index, steady[i])) for i in (0, -1))
+            if _is_close(first, last, ran.makespan):
+                total = total + len(steady) * first
             else:  # what another loop computes reaches into this one
                 others |= {*steady}
         total = total + sum(_alone(steps, ran, (index, repetition)) for repetition in others)

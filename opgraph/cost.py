@@ -183,15 +183,13 @@ def cost_model(choice: str | CostModel) -> CostModel:
 
 def price(operator: Operator, sizes: Sizes, machine: Machine, model: CostModel) -> Cost:
     """The cost of *operator* by *model*, launched by the host; none where it does not run."""
+    if not operator.given and operator.part is None:
+        return _launched(operator, sizes, machine, model)
     needed = [operator.given] if operator.given else []
     if operator.part:
         sizes = sizes.part(*operator.part)
         needed.append(operator.part.dim)
-    return (
-        _present(operator, sizes, machine, model, needed)
-        if needed
-        else _launched(operator, sizes, machine, model)
-    )
+    return _present(operator, sizes, machine, model, needed)
 
 
 def _launched(operator: Operator, sizes: Sizes, machine: Machine, model: CostModel) -> Cost:
