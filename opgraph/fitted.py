@@ -37,7 +37,7 @@ from opgraph.kernels import (
     route,
 )
 from opgraph.kernels.chip import kernel_chip
-from opgraph.operator import Activation, Collective, Einsum, Operator, Quantize, Rotary, Send
+from opgraph.operator import Activation, Collective, Einsum, Operator, Quantize, Rotary
 from opgraph.recurrent import GatedDeltaRule
 from opgraph.sizes import Sizes
 
@@ -140,7 +140,7 @@ def ask(operator: Operator, sizes: Sizes, machine: Machine) -> Asked | None:
 
     What is not registered and runs on the vector units is one pass over its bytes.
     """
-    if operator.unit != "vector":
+    if operator.unit != "vector" or operator.stream != "compute":
         return None
     return _stream(operator, sizes)
 
@@ -184,11 +184,6 @@ def _(operator: GroupedEinsum, sizes: Sizes, machine: Machine) -> Asked | None:
 def _(operator: Operator, sizes: Sizes, machine: Machine) -> Asked:
     """Inside the fused layer."""
     return INSIDE
-
-
-@ask.register
-def _(operator: Send, sizes: Sizes, machine: Machine) -> None:
-    """Priced by the links alone."""
 
 
 @ask.register

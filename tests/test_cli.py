@@ -132,7 +132,7 @@ def test_op_prices_a_table(run, tmp_path):
     table.write_text("m,n,k,dtype\n1,8192,8192,bf16\n4096,8192,8192,bf16\n16,8192,8192,fp8\n")
     assert run("op", "gemm", "--chip", "h100-sxm", "--table", table, "--out", out)[0] == 0
     header, *rows = out.read_text().splitlines()
-    assert header == "m,n,k,dtype,time_us,limiter,low_us,high_us,flop,bytes"
+    assert header == "m,n,k,dtype,time_us,limiter,low_us,high_us,flop,bytes,provenance"
     assert [row.split(",")[5] for row in rows] == ["memory", "compute", "memory"]
     # one row: weights 8192² and 2 × 8192 of activations, 2 bytes each, at 3.35 TB/s
     moved = 2 * (8192 * 8192 + 2 * 8192)

@@ -67,7 +67,7 @@ def test_what_leaves_the_chip_is_in_the_tier(plan):
     gone = whole.weights - less.weights
     assert less.offloaded == pytest.approx(gone, rel=1e-5)
     # the embedding stays; of the head, and of all else, half goes
-    assert whole.weights / 2 - table / 2 <= gone <= whole.weights / 2
+    assert whole.weights / 2 - table / 2 <= gone <= whole.weights / 2 * (1 + 1e-5)
     caches = report(Offload(kv_cache=0.25), plan).memory
     assert caches.kv_cache == pytest.approx(0.75 * whole.kv_cache)
     assert caches.offloaded == pytest.approx(0.25 * whole.kv_cache)
