@@ -17,7 +17,7 @@ import numpy as np
 
 import hardware
 from hardware import Chip, Number
-from opgraph.arithmetic import larger, smaller, where
+from opgraph.arithmetic import larger, product, smaller, where
 from opgraph.attention import AbsorbedAttention, Attention, DecompressedAttention
 from opgraph.cost import Cost, Machine, Roofline
 from opgraph.experts import Combine, Dispatch, GroupedEinsum, Route
@@ -26,6 +26,7 @@ from opgraph.kernels import (
     AttentionShape,
     Calibration,
     CollectiveShape,
+    DispatchShape,
     GemmShape,
     LinearShape,
     MlaShape,
@@ -39,6 +40,7 @@ from opgraph.kernels import (
 from opgraph.kernels.chip import kernel_chip
 from opgraph.operator import Activation, Collective, Einsum, Operator, Quantize, Rotary
 from opgraph.recurrent import GatedDeltaRule
+from opgraph.routing import imbalance, routing
 from opgraph.sizes import Sizes
 
 Book = Mapping[tuple[str, str], Calibration]
@@ -47,7 +49,8 @@ _CALIBRATIONS = Path(hardware.__file__).parent / "data" / "calibration"
 _NEXT = {
     "fp8_block": "fp8", "nvfp4": "fp8", "int8": "fp8", "fp8": "bf16", "w4a16": "bf16",
     "w8a16": "bf16", "w4a16_mxfp4": "w4a16", "w4a8_mxfp4": "nvfp4", "bf16-kv-fp8": "bf16",
-    "fp8-kv-fp8": "fp8",
+    "fp8-kv-fp8": "fp8", "ll-nvfp4": "ll-fp8", "ll-fp8": "ll-bfloat16", "ht-nvfp4": "ht-fp8",
+    "ht-fp8": "ht-bfloat16",
 }  # fmt: skip
 # number format → the word of the kernels
 _WORDS = {"fp8-block": "fp8_block", "fp8-row": "fp8_block", "nvfp4": "nvfp4", "fp8": "fp8",
@@ -265,6 +268,8 @@ def _(operator: Collective, sizes: Sizes, machine: Machine) -> Asked | None:
     link = spans[0].level.link.bandwidth
     # groups of one chip, which arrays may have, are priced as two and then left out
     members = larger(size, 2)
+    if operator.dealt:
+        return _exchange(operator, sizes, members, link)
     nbytes = operator.inputs[0].nbytes(sizes)
     if operator.collective == "all_gather":
         nbytes = nbytes * size
@@ -273,6 +278,25 @@ def _(operator: Collective, sizes: Sizes, machine: Machine) -> Asked | None:
     if operator.collective == "all_reduce" and np.all(np.less_equal(size, _NODE)):
         custom = Asked("custom_all_reduce", "bf16", shape)
     return Asked(operator.collective, "any", shape, instead=custom)
+
+
+def _exchange(operator: Collective, sizes: Sizes, members: Number, link: Number) -> Asked:
+    """Tokens to the chips of their experts, or back: a kernel that sends each once to a chip.
+
+    The one for few tokens in a decode step (low latency), the one for many in a prefill (high
+    throughput), as DeepEP has them.
+    """
+    dealt = operator.dealt or ("", "")
+    rows, axes = dealt[0], set(operator.axes)
+    leaves = bool(axes & {*operator.outputs[0].layout[rows]})
+    here = operator.inputs[0] if leaves else operator.outputs[0]
+    part = {dim: sizes.local(dim, split) for dim, split in here.layout.items()}
+    topk, hidden = part.pop(rows), part.pop(here.dims[-1])
+    tokens = product(part.values()) * imbalance(*routing(sizes, *dealt, operator.axes))
+    mode = "ll" if np.all(np.equal(operator.size(sizes, "seq"), 1)) else "ht"
+    form = {16: "bfloat16", 8: "fp8", 4: "nvfp4"}.get(int(here.format.bits), "bfloat16")
+    shape = DispatchShape(tokens, hidden, topk, members, link, here.format.nbytes)
+    return Asked("dispatch" if leaves else "combine", f"{mode}-{form}", shape)
 
 
 def _holding(cost: Cost, chip: Chip) -> Cost:
