@@ -1,4 +1,4 @@
-"""How to spread DeepSeek-V3 over H200 nodes: plans by hand, what they exchange, and the best one."""
+"""How to spread DeepSeek-V3 over H200 nodes: plans by hand, what they exchange, the best one."""
 
 from frontends import load_model
 from hardware import load_platform

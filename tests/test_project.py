@@ -54,7 +54,7 @@ def test_files_are_one_noun(path):
 
 def test_only_the_command_line_prints():
     for path in CODE:
-        if path.name not in ("cli.py", "console.py"):
+        if path.parent.name != "cli" and path.name not in ("cli.py", "console.py"):
             assert not re.search(r"^\s*print\(", path.read_text(), re.M), path
 
 

@@ -94,8 +94,8 @@ PREFILL_TABLE = Dataset(
 DECODE_TABLE = Dataset(
     op="attention_decode", table="generation_attention", keys=ATTENTION_KEYS, load="step",
     backends=("sglang",),
-    why="one named kernel of one engine on all nine chips, so that its parameters travel; TRT-LLM's "
-        "rows do not say which of several kernels ran",
+    why="one named kernel of one engine on all nine chips, so that its parameters travel; "
+        "TRT-LLM's rows do not say which of several kernels ran",
     select={k: ATTENTION_SELECT[k] for k in ("bf16", "bf16-kv-fp8")},
     shape=_attention_shape, family=_attention_family,
     family_means="12 or 40 heads, or 4 KV heads",
