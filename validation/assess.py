@@ -1,6 +1,6 @@
 """Fit, score and write: what `opgraph calibrate` does."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from hardware import SpecError, load_chip
-from opgraph.kernels import KERNELS, kernel_chip, load_calibration
+from opgraph.kernels import KERNELS, LEVELS, kernel_chip, load_calibration
 from validation.accuracy import (
     ANCHOR_SPREAD,
     errors,
@@ -115,9 +115,9 @@ def calibrate_own(
                 {name: fit_calibrated(case, seen) for name, seen in sets.items()},
                 None, {})  # fmt: skip
     fits = fits._replace(scatter={name: scatter(case, fits, name) for name in sets})
-    scored, found = score(case, fits), read_ends(EVIDENCE / SCORES)[op]
-    write([scored], found, out)
-    return pd.DataFrame(rows_in(scored, found))
+    scored, quantiles = score(case, fits), read_ends(EVIDENCE / SCORES)[op]
+    write([scored], quantiles, out)
+    return pd.DataFrame(rows_in(scored, quantiles))
 
 
 def score(case: Case, fits: Fits) -> Scored:
@@ -154,7 +154,8 @@ def write(scored: list[Scored], found: Ends, out: Path, proofs: Path | None = No
 def _summary(gaps: Gaps) -> dict[str, float]:
     """Return the geomean errors in percent, by split and level."""
     return {f"{split}.{level}": errors(gap)["geomean_error"]
-            for split, by_level in gaps.items() for level, gap in by_level.items()}  # fmt: skip
+            for split, by_level in gaps.items() for level, gap in by_level.items()
+            if level in LEVELS}  # fmt: skip
 
 
 def write_transfer(op: str, scored: list[Scored], found: Ends, out: Path) -> None:
@@ -172,7 +173,7 @@ def write_transfer(op: str, scored: list[Scored], found: Ends, out: Path) -> Non
     write_parameters(out / f"{TRANSFER}.toml", {op: entries})
 
 
-def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _joined(parts: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Return the rows of several chips, in equal parts, by level."""
     if not parts:
         return {}

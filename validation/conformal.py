@@ -113,7 +113,7 @@ def bands(scatter: Mapping[str, float], moved: Mapping[str, float] | None, found
     for level, size in scatter.items():
         answer[level] = {name: _factors(_of(found, level, name), size) for name in RELATIONS[:-1]}
     moved = moved or scatter
-    for level in {**moved, **scatter, LEVELS[-1]: 0.0}:
+    for level in scatter or {**moved, LEVELS[-1]: 0.0}:
         kept = level if level in moved else list(moved)[-1]  # no residual travels
         ends = _factors(_of(found, kept, RELATIONS[-1]), moved[kept])
         answer.setdefault(level, {})[RELATIONS[-1]] = ends
@@ -130,7 +130,7 @@ def _of(found: Ends, level: str, relation: str, chip: str = ALL) -> list[float]:
 
 def _factors(quantiles: list[float], size: float) -> list[float]:
     """Return scores as factors on a time."""
-    return np.exp(np.multiply(quantiles, size)).tolist()
+    return [float(np.exp(end * size)) for end in quantiles]
 
 
 def read_ends(path: Path) -> dict[str, Ends]:

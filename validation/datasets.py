@@ -137,7 +137,8 @@ def _tuned(dataset: Dataset, rows: pd.DataFrame, wider: pd.DataFrame) -> pd.Data
     both = rows[keys].merge(wider[[*keys, time]], on=keys, how="left")
     slower = rows[time].to_numpy() / both[time]
     median = slower.groupby([rows[name] for name in dataset.group]).transform("median")
-    return rows[~(median > MISTUNED).to_numpy()].reset_index(drop=True)
+    tuned: pd.DataFrame = rows[~(median > MISTUNED).to_numpy()]
+    return tuned.reset_index(drop=True)
 
 
 def _own(dataset: Dataset, chip: Any, dtype: str, source: Path) -> Sample | None:

@@ -48,7 +48,8 @@ def interpolated(case: Case, split: Split) -> np.ndarray:
     rows, low, high = split.test[inside], low[inside], high[inside]
     size, time = np.exp(load), case.sample.measured
     part = (size[rows] - size[low]) / np.where(size[high] > size[low], size[high] - size[low], 1)
-    return np.log(time[rows] / ((1 - part) * time[low] + part * time[high]))
+    between = (1 - part) * time[low] + part * time[high]
+    return np.asarray(np.log(time[rows] / between))
 
 
 def _axis(case: Case) -> tuple[np.ndarray, np.ndarray]:
