@@ -19,6 +19,7 @@ from frontends import load_model
 from hardware import SpecError
 from opgraph.experts import AdapterEinsum
 from opgraph.graph import Block, Graph, GraphError
+from opgraph.offload import Fetch
 from opgraph.operator import (
     Activation,
     Add,
@@ -44,6 +45,8 @@ from opgraph.sizes import Expression, Sizes
 from opgraph.tensor import Format, Tensor, as_format
 
 NUMBERS = {
+    "offloaded_weights": 0.5,
+    "offloaded_kv": 0.25,
     "batch": 4,
     "seq": 8,
     "context": 32,
@@ -123,6 +126,7 @@ OTHERS: tuple[Operator, ...] = (
         pattern="batch seq model, adapters model rank -> batch seq rank",
     ),
     Send(name="op", inputs=(X,)),
+    Fetch(name="op", inputs=(weight("w", "model ffn"), cache_of("k"))),
 )
 
 # every family of operators that is not in the table above is used by one of these
