@@ -88,12 +88,16 @@ class Host:
 
 @dataclass(frozen=True)
 class Machine:
-    """A platform used under a plan, driven by a host; *tier*: from where it fetches."""
+    """A platform used under a plan, driven by a host.
+
+    *tier*: from where it fetches; *cached*: the share of that which the cache before it holds.
+    """
 
     platform: Platform
     plan: Plan
     host: Host = field(default_factory=Host)
     tier: Tier | None = None
+    cached: Number = 0.0
 
 
 class CostModel(Protocol):
@@ -286,11 +290,14 @@ def _send_cost(operator: Send, sizes: Sizes, machine: Machine, reached: Efficien
 
 
 def _fetch_cost(operator: Fetch, sizes: Sizes, machine: Machine) -> Cost:
-    """At the rate that the tier gives to all chips that share it at once."""
+    """At the rates that the tier and its cache give to all chips that share them at once."""
     work, tier = operator.work(sizes), machine.tier
     if tier is None:
         raise SpecError(f"{operator.name}: {machine.platform.name} has no tier to fetch from")
-    return Cost(work.sent / tier.rate() + tier.latency * np.greater(work.sent, 0), TIER, work)
+    seconds = (1 - machine.cached) / tier.rate()
+    if tier.cache is not None:
+        seconds = seconds + machine.cached / tier.rate(cached=True)
+    return Cost(work.sent * seconds + tier.latency * np.greater(work.sent, 0), TIER, work)
 
 
 def _blend(compute: Number, memory: Number, power: float) -> Number:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware import Number, Platform, SpecError
-from opgraph.arithmetic import larger
+from hardware import Number, Platform, SpecError, Tier
+from opgraph.arithmetic import larger, smaller
 from opgraph.cost import CostModel, Host, Machine
 from opgraph.graph import Graph
 from opgraph.memory import Footprint, Reserve, peak_activations, weight_class
@@ -45,8 +45,17 @@ class Point:
     @cached_property
     def machine(self) -> Machine:
         """What the operators run on."""
-        tier = self.offload.find_tier(self.platform) if self.offload.is_used else None
-        return Machine(self.platform, self.plan, self.host, tier)
+        tier = self._tier
+        cached: Number = 0.0
+        if tier is not None and tier.cache is not None:
+            # what the cache has room for stays there: each step reads everything once
+            room = tier.cache.capacity / tier.shared_by
+            cached = smaller(room / larger(self.footprint().offloaded, 1.0), 1.0)
+        return Machine(self.platform, self.plan, self.host, tier, cached)
+
+    @property
+    def _tier(self) -> Tier | None:
+        return self.offload.find_tier(self.platform) if self.offload.is_used else None
 
     def graph(self, phase: Phase) -> Graph:
         """One chip's graph of a step; of a pipeline, those of all stages in one."""
@@ -143,7 +152,7 @@ class Point:
         passing = [
             buffer(p.graph, s) for part, s in ((prefill, prompt), (decode, step)) for p in part
         ]
-        tier = self.machine.tier
+        tier = self._tier
         return Footprint(
             by_class=by_class,
             kv_cache=caches * (1 - self.offload.kv_cache),

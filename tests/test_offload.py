@@ -93,6 +93,22 @@ def test_a_tier_that_is_too_small_is_said_to_be():
     assert "offloaded to a tier" in found.verdict
 
 
+def test_what_the_cache_of_a_pool_holds_comes_at_its_rate():
+    pool = load_tier("photonic-pool")
+    assert pool.cache is not None
+    for share, cache in ((1.0, pool.cache.capacity), (1.0, 4e9 * pool.shared_by)):
+        tier = replace(pool, cache=replace(pool.cache, capacity=cache), total_bandwidth=1e12)
+        platform = load_platform("h100-sxm:1").with_tier(tier)
+        found = simulate(load_model(MODEL), platform, Plan(), WORK, offload=Offload(weights=share))
+        held = min(1.0, cache / pool.shared_by / found.memory.offloaded)
+        sent = sum(e.work.sent * e.count for e in found.decode.events if e.kind == "fetch")
+        seconds = sent * (held / tier.rate(cached=True) + (1 - held) / tier.rate())
+        copies = [e for e in found.decode.events if e.kind == "fetch"]
+        latency = tier.latency * sum(event.count for event in copies)
+        assert sum(float(e.time) * e.count for e in copies) == pytest.approx(seconds + latency)
+    assert held < 1
+
+
 def test_an_array_of_shares_is_each_of_them():
     shares = np.array([0.0, 0.1, 1.0])
     many = report(Offload(weights=shares, kv_cache=shares))
