@@ -64,8 +64,10 @@ class Loop:
     @cached_property
     def waits(self) -> tuple[tuple[Source, ...], ...]:
         """For each task what it waits for, less what something it waits for has waited for."""
-        before: list[set[Source]] = []
+        bits: dict[Source, int] = {}
+        before: list[int] = []
         kept: list[tuple[Source, ...]] = []
+        last: dict[str, int] = {}
         outside = self.earlier | {entry for entry, _ in self.carried}
         for index, task in enumerate(self.tasks):
             direct: set[Source] = set()
@@ -75,11 +77,15 @@ class Loop:
                 if not made or name in outside:
                     direct.add(f"tensor {name}")
             if task.stream is not None:
-                earlier = [i for i in range(index) if self.tasks[i].stream == task.stream]
-                direct.add(earlier[-1] if earlier else f"stream {task.stream}")
-            indirect = set().union(*(before[i] for i in direct if isinstance(i, int)))
-            before.append(direct | indirect)
-            kept.append(tuple(sorted(direct - indirect, key=str)))
+                direct.add(last.get(task.stream, f"stream {task.stream}"))
+                last[task.stream] = index
+            # sets of sources as the bits of a number: a pipeline has thousands of tasks
+            indirect, own = 0, 0
+            for source in direct:
+                own |= bits.setdefault(source, 1 << len(bits))
+                indirect |= before[source] if isinstance(source, int) else 0
+            before.append(own | indirect)
+            kept.append(tuple(sorted((s for s in direct if not bits[s] & indirect), key=str)))
         return tuple(kept)
 
     @cached_property
