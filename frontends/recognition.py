@@ -1,0 +1,360 @@
+"""Patterns: what code and files spell out, found again as the operators that engines have."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from frontends.flow import Flow
+from frontends.program import COMPARISONS, VIEWS, Node, Value
+
+Found = Iterator[tuple[Node, list[Node]]]
+"""Last nodes of patterns, each with what takes its place."""
+
+_ARITHMETIC = frozenset("add sub mul div neg".split())
+
+
+def recognised(flow: Flow) -> Flow:
+    """*flow* with every pattern found."""
+    for pattern in PATTERNS:
+        found = dict(pattern(flow))
+        flow = flow.rewritten(lambda _, node, found=found: found.get(node))  # type: ignore[misc]
+    return flow
+
+
+def _like(node: Node, op: str, inputs: tuple[Value | None, ...], **attributes: object) -> Node:
+    """A node in the place of *node*."""
+    return Node(op, inputs, node.outputs, attributes, node.where)
+
+
+def _is_constant(value: Value | None) -> bool:
+    return value is not None and value.kind == "constant"
+
+
+def _other(node: Node, value: Value) -> Value | None:
+    """The operand beside *value*."""
+    rest = [v for v in node.inputs if v is not value]
+    return rest[0] if rest else value
+
+
+def _weight(flow: Flow, value: Value | None) -> Value | None:
+    """The weight that *value* is a view of."""
+    found = flow.below(value) if value is not None else None
+    return found if found is not None and found.kind == "weight" else None
+
+
+# projections: products with a weight, their bias with them
+
+
+def projections(flow: Flow) -> Found:
+    """``einsum(x, weight) + bias`` → ``project``."""
+    for node in flow.nodes:
+        weights = [v for v in node.inputs if _weight(flow, v)] if node.op == "einsum" else []
+        if len(weights) != 1 or len(node.inputs) != 2:
+            continue
+        terms, _, result = str(node["equation"]).partition("->")
+        first, second = terms.split(",")
+        x, weight = node.inputs
+        if weights[0] is x:
+            x, weight, first, second = weight, x, second, first
+        equation = f"{first},{second}->{result}"
+        after = flow.reader(node.output)
+        bias = _bias(flow, after, node.output) if after else None
+        last = after if after and bias else node
+        yield last, [_like(last, "project", (x, weight, bias), equation=equation)]
+
+
+def _bias(flow: Flow, node: Node, product: Value) -> Value | None:
+    if node.op != "elementwise" or node["fn"] != "add":
+        return None
+    other = _other(node, product)
+    return other if _weight(flow, other) and other is not None and other.rank <= 1 else None
+
+
+# normalisation
+
+
+def norms(flow: Flow) -> Found:
+    """Root mean square and layer normalisation."""
+    for node in flow.nodes:
+        if node.op != "elementwise" or node["fn"] not in ("rsqrt", "sqrt"):
+            continue
+        mean = flow.maker.get(_without_epsilon(flow, node.inputs[0]))
+        if mean is None or mean.op != "reduce" or mean["fn"] not in ("mean", "var"):
+            continue
+        x = mean.inputs[0] if mean["fn"] == "var" else _squared(flow, mean.inputs[0])
+        last = _normalised(flow, node, x)
+        if x is None or last is None:
+            continue
+        centre = _centred(flow, x)
+        if mean["fn"] == "var":
+            last, centre = last, x
+        kind = "layer" if centre is not None else "rms"
+        yield _scaled(flow, last, kind, centre or x, len(mean["axes"]))
+
+
+def _without_epsilon(flow: Flow, value: Value | None) -> Value:
+    node = flow.maker.get(value) if value else None
+    if node is not None and flow.op(value) in ("add", "maximum", "clamp"):
+        rest = [v for v in node.inputs if v is not None and not _is_constant(v)]
+        return rest[0] if len(rest) == 1 else node.output
+    assert value is not None
+    return value
+
+
+def _squared(flow: Flow, value: Value | None) -> Value | None:
+    """x, where *value* is x²."""
+    node = flow.maker.get(value) if value else None
+    if node is None or flow.op(value) not in ("pow", "square", "mul"):
+        return None
+    twice = node["fn"] != "mul" or node.inputs[0] is node.inputs[1]
+    return node.inputs[0] if twice else None
+
+
+def _normalised(flow: Flow, root: Node, x: Value | None) -> Node | None:
+    """The node that divides x by its *root*."""
+    after = flow.reader(root.output)
+    if after is not None and flow.op(after.output) in ("reciprocal", "div") and x not in after.inputs:
+        after = flow.reader(after.output)
+    elementwise = after is not None and after.op == "elementwise"
+    return after if elementwise and after is not None and after["fn"] in ("mul", "div") else None
+
+
+def _centred(flow: Flow, x: Value) -> Value | None:
+    """What the mean was taken off to give *x*."""
+    node = flow.maker.get(x)
+    if node is None or flow.op(x) != "sub":
+        return None
+    mean = flow.maker.get(node.inputs[1]) if node.inputs[1] else None
+    is_mean = mean is not None and mean.op == "reduce" and mean["fn"] == "mean"
+    return node.inputs[0] if is_mean else None
+
+
+def _scaled(
+    flow: Flow, last: Node, kind: str, x: Value, axes: int
+) -> tuple[Node, list[Node]]:
+    """The norm with the weight and the bias that follow it."""
+    weights: list[Value | None] = [None, None]
+    for index, fn in enumerate(("mul", "add")):
+        after = flow.reader(last.output)
+        if after is None or flow.op(after.output) != fn:
+            continue
+        other = _other(after, last.output)
+        if other is not None and _weight(flow, other) and other.rank <= max(axes, 1):
+            weights[index], last = other, after
+    return last, [_like(last, "norm", (x, *weights), kind=kind, axes=axes, groups=1)]
+
+
+# attention
+
+
+def attentions(flow: Flow) -> Found:
+    """softmax(QKᵀ)V of two products of activations."""
+    for node in flow.nodes:
+        if node.op != "softmax":
+            continue
+        scores, mask, sinks = _scores(flow, node.inputs[0])
+        last = _weighted_sum(flow, node.output)
+        if scores is None or last is None:
+            continue
+        (query, key), (terms, result) = scores.inputs, str(scores["equation"]).split("->")
+        first, second = terms.split(",")
+        (closed,) = set(first) & set(second) - set(result) or {""}
+        (places,) = set(second) - set(first) or {""}
+        if not closed or not places:
+            continue
+        lead = [letter for letter in result if letter in first and letter in second]
+        (seq,) = set(first) - set(second) or {""}
+        q = _arranged(query, first, [*lead, seq, closed])
+        k = _arranged(key, second, [*lead, places, closed])
+        terms, out = str(last["equation"]).split("->")
+        own, other = terms.split(",")
+        (value,) = (v for v in last.inputs if v is not _probabilities(flow, last, node))
+        del own, other, out
+        yield from _attention(flow, last, (q, k, value, mask, sinks))
+
+
+def _attention(flow: Flow, last: Node, inputs: tuple[Value | None, ...]) -> Found:
+    causal, window = visible(flow, inputs[3]) if inputs[3] else (False, 0)
+    yield last, [_like(last, "attention", inputs, causal=causal, window=window)]
+
+
+def _scores(flow: Flow, value: Value | None) -> tuple[Node | None, Value | None, Value | None]:
+    """The product QKᵀ under the softmax, the mask that is added and the sinks beside it."""
+    mask = sinks = None
+    while value is not None and (node := flow.maker.get(value)) is not None:
+        if node.op == "einsum":
+            products = not any(_weight(flow, v) for v in node.inputs)
+            return (node if products else None), mask, sinks
+        if node.op == "concat":
+            value, *rest = node.inputs
+            sinks = next((w for v in rest if (w := _weight(flow, flow.below(v) if v else None))), None)
+            continue
+        if node.op not in ("elementwise", *VIEWS):
+            break
+        operands = [v for v in node.inputs if v is not None and v in flow.weighted]
+        beside = [v for v in node.inputs if v is not None and v not in flow.weighted]
+        if len(operands) != 1:
+            break
+        mask = next((v for v in beside if not _is_constant(v)), mask)
+        value = operands[0]
+    return None, None, None
+
+
+def _weighted_sum(flow: Flow, value: Value) -> Node | None:
+    """The product of the probabilities with the values."""
+    while (node := flow.reader(value)) is not None:
+        if node.op == "einsum":
+            return node
+        if node.op not in ("slice", "cast", "reshape", "elementwise"):
+            return None
+        value = node.output
+    return None
+
+
+def _probabilities(flow: Flow, last: Node, softmax: Node) -> Value | None:
+    for value in last.inputs:
+        below = value
+        while below is not None and (node := flow.maker.get(below)) is not None:
+            if node is softmax:
+                return value
+            if node.op not in ("slice", "cast", "reshape", "elementwise"):
+                break
+            below = node.inputs[0]
+    return None
+
+
+def _arranged(value: Value | None, letters: str, order: list[str]) -> Value | None:
+    del letters, order
+    return value
+
+
+def visible(flow: Flow, mask: Value) -> tuple[bool, int]:
+    """Whether a query sees no later position in *mask*, and how many it sees back (0: all).
+
+    Read from the comparisons of positions that the mask is made with.
+    """
+    causal, window, todo, seen = False, 0, [mask], set[Value]()
+    while todo:
+        value = todo.pop()
+        node = flow.maker.get(value)
+        if value in seen or node is None:
+            continue
+        seen.add(value)
+        todo += [v for v in node.inputs if v is not None]
+        if node.op == "elementwise" and node["fn"] in COMPARISONS & {"le", "lt", "ge", "gt"}:
+            offset = max(_offset(flow, v) for v in node.inputs if v is not None)
+            if offset > 1:
+                window = offset
+            elif not any(_is_constant(v) for v in node.inputs):
+                causal = True
+    return causal or bool(window), window
+
+
+def _offset(flow: Flow, value: Value) -> int:
+    """The constant that is added to positions."""
+    node = flow.maker.get(flow.below(value))
+    if node is None or node.op != "elementwise" or node["fn"] not in ("add", "sub"):
+        return 0
+    constants = [v.data for v in node.inputs if v is not None and isinstance(v.data, int)]
+    return max((abs(number) for number in constants), default=0)
+
+
+def caches(flow: Flow) -> Found:
+    """Keys and values of attention without the earlier ones joined to them, and without copies
+    for the queries of a group.
+    """
+    for node in flow.nodes:
+        if node.op != "attention":
+            continue
+        query, key, value, *rest = node.inputs
+        (key, grows), (value, _) = (_new(flow, v) for v in (key, value))
+        mask = rest[0] if rest else None
+        causal, window = visible(flow, mask) if mask else (node["causal"], node["window"])
+        attributes = {"causal": causal or grows, "window": window or node["window"]}
+        yield node, [_like(node, "attention", (query, key, value, None, *rest[1:]), **attributes)]
+
+
+def _new(flow: Flow, value: Value | None) -> tuple[Value | None, bool]:
+    """The part of keys or values that this step makes, and whether earlier ones were joined."""
+    value = _unrepeated(flow, value)
+    node = flow.maker.get(value) if value else None
+    if node is None or node.op not in ("concat", "scatter") or node.inputs[0] in flow.weighted:
+        return value, False
+    made = node.inputs[-1] if len(node.inputs) > 1 else None
+    if made is None or made not in flow.weighted:
+        return value, False
+    return _unrepeated(flow, made), True
+
+
+def _unrepeated(flow: Flow, value: Value | None) -> Value | None:
+    """Keys before they are copied for each query of their group."""
+    if value is None or value.rank != 4:
+        return value
+    node = flow.maker.get(value)
+    if node is None or node.op != "reshape" or flow.op(node.inputs[0]) != "expand":
+        return value
+    apart = flow.below(node.inputs[0], frozenset({"expand"})) if node.inputs[0] else None
+    source = flow.below(apart, frozenset({"expand", "reshape"})) if apart else None
+    return source if source is not None and source.rank == 4 else value
+
+
+# rotary positions
+
+
+def rotaries(flow: Flow) -> Found:
+    """Queries and keys that sines and cosines of the positions went into."""
+    heads = {v for n in flow.nodes if n.op == "attention" for v in n.inputs[:2] if v is not None}
+    for value in dict.fromkeys(v for n in flow.nodes for v in n.outputs if v in heads):
+        value = flow.below(value, frozenset({"transpose", "reshape"}))
+        found = turned(flow, value)
+        if found is not None:
+            node = flow.maker[value]
+            yield node, [_like(node, "rotary", (found[0],), share=found[1])]
+
+
+def turned(flow: Flow, value: Value) -> tuple[Value, float] | None:
+    """What *value* is the rotation of, and the part of it that turns."""
+    region, sources, tables = _region(flow, value)
+    if len(sources) != 1 or not tables:
+        return None
+    source = sources.pop()
+    while len(inner := [n for n in flow.readers[source] if n in region]) == 1:
+        if inner[0].op not in VIEWS - {"slice"}:
+            break
+        source = inner[0].output
+    if source.shape != value.shape:
+        return None
+    node = flow.maker[value]
+    passed = 0
+    if node.op == "concat":
+        still = [v for v in node.inputs if v is not None and not _region(flow, v)[2]]
+        passed = sum(v.shape[-1] for v in still)
+    return source, 1 - passed / value.shape[-1]
+
+
+def _region(flow: Flow, value: Value) -> tuple[set[Node], set[Value], set[Value]]:
+    """The views and arithmetic above *value*, the values they start from, and the tables."""
+    region: set[Node] = set()
+    sources: set[Value] = set()
+    tables: set[Value] = set()
+    todo = [value]
+    while todo:
+        value = todo.pop()
+        node = flow.maker.get(value)
+        if value not in flow.weighted:
+            if not _is_constant(value):
+                tables.add(value)
+        elif node is None or not _turns(flow, node):
+            sources.add(value)
+        elif node not in region:
+            region.add(node)
+            todo += [v for v in node.inputs if v is not None]
+    return region, sources, tables
+
+
+def _turns(flow: Flow, node: Node) -> bool:
+    if node.op == "elementwise":
+        return node["fn"] in _ARITHMETIC and not any(v and _weight(flow, v) for v in node.inputs)
+    return node.op in VIEWS or node.op == "concat"
+
+
+PATTERNS: tuple[Callable[[Flow], Found], ...] = (projections, norms, attentions, caches, rotaries)
+_ = Mapping
