@@ -1,0 +1,408 @@
+"""Dimensions from structure: which axes of a program's values are the same, and what they consist of.
+
+Equal dimensions are unified through every operator. A reshape makes one dimension the product of
+others, a split or a concatenation the sum of others; what is left are *atoms*.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Literal
+
+from frontends.program import Node, Shape, Size, Value
+
+
+@dataclass(eq=False)
+class Dim:
+    """A dimension: an atom, or the product or the sum of its parts. *same* leads to its equal.
+
+    *origin* is a weight or an input that has it, and the number of the axis.
+    """
+
+    size: Size
+    parts: "tuple[Dim, ...]" = ()
+    how: Literal["product", "sum"] = "product"
+    same: "Dim | None" = None
+    origin: tuple[Value, int] | None = field(default=None, repr=False)
+
+    @property
+    def root(self) -> "Dim":
+        """What stands for all that are equal to this one."""
+        found = self
+        while found.same is not None:
+            found = found.same
+        return found
+
+    @property
+    def atoms(self) -> "tuple[Dim, ...]":
+        """The factors, outermost first; a sum is one factor."""
+        root = self.root
+        if root.how == "sum" or not root.parts:
+            return (root,)
+        return tuple(atom for part in root.parts for atom in part.atoms)
+
+    @property
+    def summands(self) -> "tuple[Dim, ...]":
+        """The parts one after the other; itself if it is no sum."""
+        root = self.root
+        if root.how == "product" or not root.parts:
+            return (root,)
+        return tuple(part for whole in root.parts for part in whole.summands)
+
+
+class Unlike(Exception):
+    """Two dimensions that are the same but do not consist of the same parts."""
+
+
+def unify(one: Dim, other: Dim) -> None:
+    """Make two dimensions the same.
+
+    Raises
+    ------
+    Unlike : they consist of parts that have no common refinement.
+    """
+    one, other = one.root, other.root
+    if one is other:
+        return
+    if one.parts and other.parts:
+        if one.how != other.how:
+            raise Unlike
+        parts = (one.atoms, other.atoms) if one.how == "product" else (one.summands, other.summands)
+        _refine(*parts, _cut_product if one.how == "product" else _cut_sum)
+    elif one.parts:
+        one, other = other, one
+    elif not other.parts and other.origin is None:
+        other.origin = one.origin
+    one.same = other
+
+
+Cut = Callable[[Dim, Dim], "Dim | None"]
+
+
+def _refine(ones: Sequence[Dim], others: Sequence[Dim], cut: Cut) -> None:
+    """Unify two sequences of parts, cutting the larger ones."""
+    left, right = list(ones), list(others)
+    while left and right:
+        one, other = left.pop(0).root, right.pop(0).root
+        if one is other:
+            continue
+        if one.size == other.size:
+            unify(one, other)
+        elif (rest := cut(one, other)) is not None:
+            left.insert(0, rest)
+        elif (rest := cut(other, one)) is not None:
+            right.insert(0, rest)
+        else:
+            raise Unlike
+    if left or right:
+        raise Unlike
+
+
+def _cut_product(whole: Dim, first: Dim) -> Dim | None:
+    """Make *whole* the product of *first* and a rest, which is returned, if that is possible."""
+    rest = quotient(whole.size, first.size)
+    if rest is None or whole.parts:
+        return None
+    inner = Dim(rest)
+    whole.parts, whole.how = (first, inner), "product"
+    return inner
+
+
+def _cut_sum(whole: Dim, first: Dim) -> Dim | None:
+    """Make *whole* the sum of *first* and a rest."""
+    rest = whole.size - first.size
+    if whole.parts or not getattr(rest, "is_positive", rest > 0 if isinstance(rest, int) else None):
+        return None
+    inner = Dim(rest)
+    whole.parts, whole.how = (first, inner), "sum"
+    return inner
+
+
+def quotient(whole: Size, part: Size) -> Size | None:
+    """*whole* / *part*, where that is a size again."""
+    if isinstance(whole, int) and isinstance(part, int):
+        return whole // part if part > 0 and whole % part == 0 else None
+    import sympy
+
+    ratio = sympy.cancel(sympy.sympify(whole) / part)
+    if sympy.denom(ratio) != 1 or ratio.has(sympy.zoo, sympy.nan):
+        return None
+    return int(ratio) if ratio.is_Integer else ratio
+
+
+class Dimensions:
+    """The dimensions of every value of a program.
+
+    An axis of size 1 that an operator added (a *unit*) has none: it is None.
+    """
+
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        self.of: dict[Value, tuple[Dim | None, ...]] = {}
+        for node in nodes:
+            for value in node.inputs:
+                if value is not None and value not in self.of:
+                    self.of[value] = self._source(value)
+            results = RULES.get(node.op, _fresh)(self, node)
+            for value, dims in zip(node.outputs, results, strict=True):
+                self.of[value] = dims
+
+    def atoms(self, value: Value) -> tuple[Dim, ...]:
+        """The atoms of all axes, in order."""
+        return tuple(a for dim in self.of[value] if dim is not None for a in dim.atoms)
+
+    def same(self, one: Dim | None, other: Dim | None) -> Dim | None:
+        """Unify two axes, one of which may be a unit; what comes out where they broadcast."""
+        if one is None or other is None:
+            return one or other
+        if one.root.size != other.root.size:
+            return one if other.root.size == 1 else other
+        try:
+            unify(one, other)
+        except Unlike:
+            pass
+        return one
+
+    def _source(self, value: Value) -> tuple[Dim | None, ...]:
+        if value.kind in ("weight", "input"):
+            return tuple(Dim(n, origin=(value, axis)) for axis, n in enumerate(value.shape))
+        return tuple(None if n == 1 else Dim(n) for n in value.shape)
+
+
+Axes = tuple[Dim | None, ...]
+Rule = Callable[[Dimensions, Node], Sequence[Axes]]
+RULES: dict[str, Rule] = {}
+
+
+def _rule(*ops: str) -> Callable[[Rule], Rule]:
+    def enter(rule: Rule) -> Rule:
+        RULES.update(dict.fromkeys(ops, rule))
+        return rule
+
+    return enter
+
+
+def _fresh(_: Dimensions, node: Node) -> Sequence[Axes]:
+    return [tuple(None if n == 1 else Dim(n) for n in v.shape) for v in node.outputs]
+
+
+def _inputs(dims: Dimensions, node: Node) -> list[Axes]:
+    return [dims.of[value] for value in node.inputs if value is not None]
+
+
+@_rule("cast", "softmax", "cumulate", "rotary")
+def _like_inputs(dims: Dimensions, node: Node) -> Sequence[Axes]:
+    return _inputs(dims, node)[: len(node.outputs)]
+
+
+@_rule("norm")
+def _norm(dims: Dimensions, node: Node) -> Sequence[Axes]:
+    x, *weights = _inputs(dims, node)
+    for weight in weights:
+        if node["kind"] == "group":
+            dims.same(x[1], weight[0])
+            continue
+        for one, other in zip(reversed(x), reversed(weight), strict=False):
+            dims.same(one, other)
+    return [x] * len(node.outputs)
+
+
+@_rule("elementwise")
+def _elementwise(dims: Dimensions, node: Node) -> Sequence[Axes]:
+    rank = node.output.rank
+    result: list[Dim | None] = [None] * rank
+    for axes in _inputs(dims, node):
+        for axis, dim in enumerate(axes, rank - len(axes)):
+            result[axis] = dims.same(result[axis], dim)
+    return [tuple(result)]
+
+
+@_rule("transpose")
+def _transpose(dims: Dimensions, node: Node) -> Sequence[Axes]:
+    (x,) = _inputs(dims, node)
+    return [tuple(x[axis] for axis in node["order"])]
+
+
+@_rule("expand")
+def _expand(dims: Dimensions, node: Node) -> Sequence[Axes]:
+    (x,) = _inputs(dims, node)
+    x = (None,) * (node.output.rank - len(x)) + x
+    sizes = zip(x, node.output.shape, strict=True)
+    return [
+        tuple(
+            (None if n == 1 else Dim(n)) if dim is None or dim.root.size != n else dim
+            for dim, n in sizes
+        )
+    ]
+
+
+@_rule("reshape")
+def _reshape(dims: Dimensions, node: Node) -> Sequence[Axes]:
+    (x,) = _inputs(dims, node)
+    source = node.inputs[0]
+    assert source is not None
+    result: list[Dim | None] = [None] * node.output.rank
+    for ins, outs in aligned(source.shape, node.output.shape):
+        before = [d for axis in ins if (d := x[axis]) is not None]
+        after = [axis for axis in outs if node.output.shape[axis] != 1] or outs[:1]
+        for axis, dim in zip(after, _reshaped(before, [node.output.shape[a] for a in after]), strict=False):
+            result[axis] = dim
+    return [tuple(result)]
+
+
+def aligned(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]]:
+    """The axes of two shapes in groups of equal products."""
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        ins, outs = ([i] if i < len(before) else []), ([j] if j < len(after) else [])
+        i, j = i + 1, j + 1
+        while (left := prod(before[a] for a in ins)) != (right := prod(after[a] for a in outs)):
+            grow_left = j >= len(after) or (i < len(before) and quotient(right, left) is not None)
+            if grow_left and i < len(before):
+                ins, i = [*ins, i], i + 1
+            elif j < len(after):
+                outs, j = [*outs, j], j + 1
+            else:
+                return [(list(range(len(before))), list(range(len(after))))]
+        groups.append((ins, outs))
+    return groups
+
+
+def _reshaped(before: list[Dim], sizes: list[Size]) -> list[Dim | None]:
+    """The dimensions of *sizes* that *before* become."""
+    if len(before) == 1 and len(sizes) == 1:
+        return list(before)
+    before = [dim for dim in before if dim.root.size != 1] or before
+    after: list[Dim] = [Dim(size) for size in sizes]
+    whole = _product(before), _product(after)
+    if whole[0] is not None and whole[1] is not None:
+        try:
+            unify(*whole)
+        except Unlike:
+            pass
+    return list(after)
+
+
+def _product(dims: list[Dim]) -> Dim | None:
+    if len(dims) < 2:
+        return dims[0] if dims else None
+    return Dim(prod(dim.root.size for dim in dims), tuple(dims))
+
+
+@_rule("slice")
+def _slice(dims: Dimensions, node: Node) -> Sequence[Axes]:
+    (x,) = _inputs(dims, node)
+    axis, length = node["axis"], node.output.shape[node["axis"]]
+    part = _part(x[axis], node["start"], length) if node["step"] == 1 else Dim(length)
+    return [(*x[:axis], part, *x[axis + 1 :])]
+
+
+def _part(whole: Dim | None, start: Size, length: Size) -> Dim | None:
+    """The part of *whole* from *start* on: *whole* becomes a sum with cuts at its ends."""
+    if whole is None:
+        return None
+    cuts = [size for size in (start, length, whole.root.size - start - length) if size != 0]
+    if any(getattr(size, "is_positive", None) is not True and not (isinstance(size, int) and size > 0) for size in cuts):
+        return Dim(length)
+    pieces = tuple(Dim(size) for size in cuts)
+    part = pieces[0 if start == 0 else 1]
+    if len(pieces) == 1:
+        return whole
+    try:
+        unify(whole, Dim(whole.root.size, pieces, "sum"))
+    except Unlike:
+        return Dim(length)
+    return part
+
+
+@_rule("concat")
+def _concat(dims: Dimensions, node: Node) -> Sequence[Axes]:
+    values, axis = _inputs(dims, node), node["axis"]
+    first, *rest = values
+    for other in rest:
+        for index, (one, two) in enumerate(zip(first, other, strict=True)):
+            if index != axis:
+                dims.same(one, two)
+    parts = tuple(axes[axis] or Dim(1) for axes in values)
+    whole = Dim(node.output.shape[axis], parts, "sum")
+    return [(*first[:axis], whole, *first[axis + 1 :])]
+
+
+@_rule("einsum")
+def _einsum(dims: Dimensions, node: Node) -> Sequence[Axes]:
+    return [_product_of(dims, str(node["equation"]), _inputs(dims, node))]
+
+
+def _product_of(dims: Dimensions, equation: str, operands: Sequence[Axes]) -> Axes:
+    terms, _, result = equation.partition("->")
+    known: dict[str, Dim | None] = {}
+    for term, axes in zip(terms.split(","), operands, strict=True):
+        for letter, dim in zip(term, axes, strict=True):
+            known[letter] = dims.same(known.get(letter), dim)
+    return tuple(known[letter] for letter in result)
+
+
+@_rule("project")
+def _project(dims: Dimensions, node: Node) -> Sequence[Axes]:
+    x, *rest = (None if v is None else dims.of[v] for v in node.inputs)
+    results: list[Axes] = []
+    for weight, bias in zip(rest[::2], rest[1::2], strict=True):
+        assert x is not None
+        assert weight is not None
+        results.append(_product_of(dims, str(node["equation"]), (x, weight)))
+        if bias:
+            dims.same(results[-1][-1], bias[-1])
+    return results
+
+
+@_rule("map")
+def _map(dims: Dimensions, node: Node) -> Sequence[Axes]:
+    return _elementwise(dims, node)
+
+
+@_rule("last")
+def _last(dims: Dimensions, node: Node) -> Sequence[Axes]:
+    (x,) = _inputs(dims, node)
+    return [(x[0], *x[2:])]
+
+
+@_rule("reduce")
+def _reduce(dims: Dimensions, node: Node) -> Sequence[Axes]:
+    (x,) = _inputs(dims, node)
+    keep = node.output.rank == len(x)
+    return [tuple(None if a in node["axes"] else d for a, d in enumerate(x) if keep or a not in node["axes"])]
+
+
+@_rule("gather")
+def _gather(dims: Dimensions, node: Node) -> Sequence[Axes]:
+    x, index = _inputs(dims, node)[:2]
+    axis = node["axis"]
+    if axis is None or node.attributes.get("along"):
+        return _fresh(dims, node)
+    return [(*x[:axis], *index, *x[axis + 1 :])]
+
+
+@_rule("topk", "sort")
+def _topk(dims: Dimensions, node: Node) -> Sequence[Axes]:
+    (x,) = _inputs(dims, node)
+    axis = node["axis"] % len(x)
+    chosen = Dim(node.output.shape[axis]) if node.op == "topk" else x[axis]
+    return [(*x[:axis], chosen, *x[axis + 1 :])] * 2
+
+
+@_rule("attention")
+def _attention(dims: Dimensions, node: Node) -> Sequence[Axes]:
+    query, key, value = (dims.of[v] for v in node.inputs[:3] if v is not None)
+    for one, other in ((query[0], key[0]), (query[3], key[3]), *zip(key[:3], value[:3], strict=True)):
+        dims.same(one, other)
+    if len(node.inputs) > 4 and node.inputs[4] is not None:
+        dims.same(query[1], dims.of[node.inputs[4]][-1])
+    return [(*query[:3], value[3])]
+
+
+@_rule("scatter")
+def _scatter(dims: Dimensions, node: Node) -> Sequence[Axes]:
+    return [_inputs(dims, node)[0]]
+
+
+_Any = Any

@@ -1,0 +1,87 @@
+"""From a program to a model: patterns, kernels, names, layers; the same for code and for files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from frontends.dimensions import Dimensions
+from frontends.emission import Emitter
+from frontends.flow import Flow, simplified
+from frontends.folding import folded
+from frontends.fusion import fused
+from frontends.naming import Names, Naming
+from frontends.precision import Precision
+from frontends.program import Node, Program, Value
+from frontends.recognition import recognised
+from frontends.writer import Writer
+from opgraph.graph import Graph
+from opgraph.model import Model
+from opgraph.sizes import Expression
+
+
+@dataclass(frozen=True, eq=False)
+class Imported(Model):
+    """A model read from code or from a file.
+
+    *unnamed*: the dimensions whose role is not known, each with a weight or an input that has it;
+    no plan splits them. Name them with ``names={…}``.
+    """
+
+    unnamed: Mapping[str, str] = field(default_factory=dict)
+
+
+def to_model(program: Program, names: Names | None = None) -> Imported:
+    """The model of a program.
+
+    Parameters
+    ----------
+    names : weights or inputs (``*`` stands for anything) → a word for each axis, or None.
+
+    Raises
+    ------
+    SpecError : an operator or an open size that has no meaning here; *names* that do not fit.
+    """
+    flow = simplified(Flow(program.nodes, program.outputs))
+    flow = fused(_served(recognised(flow)))
+    dims = Dimensions(flow.nodes)
+    naming = Naming(program, flow, dims, names or {})
+    writer = Writer(program.name, Precision(), "rms")
+    emitter = Emitter(program, flow, naming, writer)
+    emitter.run()
+    derived = {name: Expression(text) for name, text in writer.derived.items()}
+    blocks = folded(emitter.operators)
+    graph = Graph(program.name, blocks, tuple(emitter.inputs.values()), derived).check()
+    return Imported(
+        name=program.name,
+        source=program.source,
+        prefill=graph,
+        decode=graph,
+        numbers=writer.numbers,
+        family="",
+        attention=" + ".join(writer.attention),
+        inactive=writer.inactive,
+        unnamed=naming.unnamed,
+    )
+
+
+def _served(flow: Flow) -> Flow:
+    """A step of serving needs the logits of each sequence's last position only."""
+    causal = any(node.op == "attention" and node["causal"] for node in flow.nodes)
+    if not causal:
+        return flow
+    replaced: dict[Node, list[Node]] = {}
+    for result in flow.results:
+        node = flow.maker.get(flow.below(result))
+        while node is not None and node.op == "elementwise":
+            node = flow.maker.get(node.inputs[0]) if node.inputs[0] else None
+        x = node.inputs[0] if node is not None and node.op == "project" else None
+        if node is None or x is None or x.rank != 3:
+            continue
+        last = Value(f"{x.name}.last", (x.shape[0], x.shape[2]), x.dtype)
+        first, rest = str(node["equation"]).split(",", 1)
+        second, out = rest.split("->")
+        attributes = {"equation": f"{first[0] + first[2]},{second}->{out[0] + out[2:]}"}
+        replaced[node] = [
+            Node("last", (x,), (last,), {}, node.where),
+            Node("project", (last, *node.inputs[1:]), node.outputs, attributes, node.where),
+        ]
+    return flow.rewritten(lambda _, node: replaced.get(node))

@@ -1,0 +1,191 @@
+"""Names for the dimensions of a program: by the roles that they play, or as the user says."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+
+from frontends.dimensions import Dim, Dimensions
+from frontends.flow import Flow
+from frontends.fusion import is_activation
+from frontends.program import Node, Program, Value
+from frontends.writer import Writer
+from hardware import SpecError
+
+Names = Mapping[str, Sequence[str | None]]
+"""Weights or inputs (``*`` stands for anything) → a word for each axis, None where it is open."""
+
+# dimensions whose size a workload gives
+OPEN = frozenset({"batch", "seq", "context"})
+
+
+class Naming:
+    """What the dimensions of a program are called; *unnamed* are those that nobody named.
+
+    Raises
+    ------
+    SpecError : *names* that do not fit the program.
+    """
+
+    def __init__(self, program: Program, flow: Flow, dims: Dimensions, names: Names) -> None:
+        self.program, self.flow, self.dims = program, flow, dims
+        self.words: dict[Dim, str] = {}
+        self._given(names)
+        for role in (_tokens, _tables, _attention, _experts, _residual, _channels, _heads):
+            for dim, word in role(flow, dims):
+                self._call(dim, word)
+        self.unnamed: dict[str, str] = {}
+
+    def _call(self, dim: Dim | None, word: str) -> None:
+        atoms = dim.atoms if dim is not None else ()
+        if len(atoms) == 1 and not atoms[0].parts:
+            self.words.setdefault(atoms[0].root, word)
+
+    def _given(self, names: Names) -> None:
+        known = [*self.program.inputs, *self.program.weights.values()]
+        for pattern, words in names.items():
+            found = [value for value in known if fnmatch(value.name, pattern)]
+            if not found:
+                raise self.program.refuse(f"names={{{pattern!r}: …}} fits no weight and no input")
+            for value in found:
+                if len(words) != value.rank:
+                    raise self.program.refuse(
+                        f"names={{{pattern!r}: …}} has {len(words)} words but {value} "
+                        f"{value.rank} axes"
+                    )
+                for dim, word in zip(self.dims.of.get(value, ()), words, strict=False):
+                    if dim is not None and word:
+                        self._name_atoms(dim, word, pattern)
+
+    def _name_atoms(self, dim: Dim, word: str, pattern: str) -> None:
+        words, atoms = word.split(), dim.atoms
+        if len(words) != len(atoms):
+            sizes = " × ".join(str(atom.size) for atom in atoms)
+            raise self.program.refuse(f"names={{{pattern!r}: {word!r}}}: the axis is {sizes}")
+        for atom, own in zip(atoms, words, strict=True):
+            self.words.setdefault(atom.root, own)
+
+    def name(self, dim: Dim, writer: Writer) -> str:
+        """What an atom is called in *writer*, where it is declared."""
+        root = dim.root
+        if root.how == "sum" and root.parts:
+            return writer.derive("joined", expression(root, lambda d: self.name(d, writer)))
+        word = self.words.get(root)
+        if word in OPEN:
+            return str(word)
+        if not isinstance(root.size, int):
+            return self._symbolic(root, writer, word)
+        if word is None:
+            word = "dim"
+            name = writer.dim("dim", root.size)
+            self.unnamed.setdefault(name, self._origin(root))
+            return name
+        return writer.dim(word, root.size)
+
+    def _symbolic(self, dim: Dim, writer: Writer, word: str | None) -> str:
+        known = {str(d.size): w for d, w in self.words.items() if w in OPEN}
+        text = str(dim.size)
+        for symbol, name in known.items():
+            text = text.replace(symbol, name)
+        free = {str(s) for s in dim.size.free_symbols} - set(known)
+        if free or "(" in text or "/" in text:
+            raise SpecError(
+                f"{self.program.name}: nothing says what the open size {dim.size} is"
+                f"{self._origin(dim)}; call it batch or seq with names={{…}}"
+            )
+        return writer.derive(word or "places", text)
+
+    def _origin(self, dim: Dim) -> str:
+        return f" ({dim.origin[0].name}, axis {dim.origin[1]})" if dim.origin else ""
+
+
+def expression(dim: Dim, name: "object") -> str:
+    """A sum of products as text: equal terms together."""
+    terms = Counter("*".join(name(a) for a in part.atoms) for part in dim.summands)  # type: ignore[operator]
+    return " + ".join(f"{n}*{term}" if n > 1 else term for term, n in terms.items())
+
+
+Role = list[tuple[Dim | None, str]]
+
+
+def _tokens(flow: Flow, dims: Dimensions) -> Role:
+    """Inputs of whole numbers are tokens by sequence."""
+    found: Role = []
+    for node in flow.nodes:
+        if node.op == "gather" and (index := node.inputs[1]) is not None:
+            source = flow.below(index)
+            axes = dims.of.get(source, ())
+            if source.kind == "input" and len(axes) == 2:
+                found += zip(axes, ("batch", "seq"), strict=True)
+    return found
+
+
+def _tables(flow: Flow, dims: Dimensions) -> Role:
+    """An embedding is vocabulary by model; other tables are positions by model."""
+    found: Role = []
+    for node in flow.nodes:
+        table, index = node.inputs[:2] if node.op == "gather" else (None, None)
+        if table is None or index is None or table.kind != "weight" or len(dims.of[table]) != 2:
+            continue
+        rows = "vocab" if flow.below(index).kind == "input" else "positions"
+        found += [(dims.of[table][0], rows), (dims.of[table][1], "model")]
+    return found
+
+
+def _attention(flow: Flow, dims: Dimensions) -> Role:
+    found: Role = []
+    for node in flow.nodes:
+        if node.op != "attention":
+            continue
+        query, key, value = (dims.of[v] for v in node.inputs[:3] if v is not None)
+        found += zip(query, ("batch", "heads", "seq" if node["causal"] else "places", "head_dim"), strict=True)
+        found += [(key[1], "kv_heads"), (key[2], "places")]
+        same = value[3] is not None and query[3] is not None and value[3].root.size == query[3].root.size
+        found += [(value[3], "head_dim" if same else "value_dim")]
+    return found
+
+
+def _experts(flow: Flow, dims: Dimensions) -> Role:
+    found: Role = []
+    for node in flow.nodes:
+        if node.op == "experts":
+            up, down = dims.of[node.inputs[2]], dims.of[node.inputs[3]]
+            found += [(up[0], "experts"), (down[1], "model"), (down[2], "ffn")]
+    return found
+
+
+def _residual(flow: Flow, dims: Dimensions) -> Role:
+    """What goes through the residual sums is as wide as the model."""
+    found: Role = []
+    for node in flow.nodes:
+        if node.op == "norm" and len(node.outputs) > 1:
+            found.append((dims.of[node.output][-1], "model"))
+    for value in (v for node in flow.nodes for v in node.inputs if v is not None):
+        if value.kind == "input" and value.rank == 3 and value.dtype not in ("int64", "bool"):
+            found += zip(dims.of[value], ("batch", "seq", "model"), strict=True)
+    return found
+
+
+def _channels(flow: Flow, dims: Dimensions) -> Role:
+    """What is contracted after an activation is a channel's width; without one, a rank."""
+    found: Role = []
+    for node in flow.nodes:
+        x = node.inputs[0] if node.op == "project" else None
+        if x is None:
+            continue
+        maker = _above(flow, x)
+        active = maker is not None and maker.op == "map" and is_activation(maker["names"])
+        found.append((dims.of[x][-1], "ffn" if active else "rank"))
+    return found
+
+
+def _above(flow: Flow, value: Value) -> Node | None:
+    return flow.maker.get(flow.below(value))
+
+
+def _heads(flow: Flow, dims: Dimensions) -> Role:
+    """The last product of a model of tokens is over its vocabulary."""
+    return [
+        (dims.of[value][-1], "vocab")
+        for value in flow.results
+        if (node := _above(flow, value)) is not None and node.op in ("project", "map")
+    ]
