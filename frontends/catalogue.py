@@ -87,6 +87,16 @@ def _as_declared(which: str) -> Model:
 _cached = lru_cache(_as_declared)
 
 
+def read_config(which: str | Path) -> dict[str, Any]:
+    """The content of the config of a name of `list_models`, or of a path.
+
+    Raises
+    ------
+    SpecError : no such name or file.
+    """
+    return dict(_describe(which)[0].values)
+
+
 def _describe(which: str | Path | dict[str, Any]) -> tuple[Config, str, str]:
     """The config, its source and its family; source and family are empty where not known."""
     if isinstance(which, dict):

@@ -5,7 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from frontends.program import Program, Shape, Size, Value
+from frontends.imported import Imported, to_model
+from frontends.naming import Names
 from hardware import SpecError
+from hardware.errors import nearest
 
 if TYPE_CHECKING:
     import torch
@@ -30,21 +33,141 @@ _FORMATS = {
 }
 
 
-def lower(exported: "ExportedProgram", name: str, source: str) -> Program:
-    """The program of what ``torch.export`` gave.
+def from_torch(
+    module: "torch.nn.Module",
+    example_inputs: "Sequence[Any] | Mapping[str, Any]",
+    *,
+    dynamic: "Mapping[str, Sequence[str | None]] | None" = None,
+    names: Names | None = None,
+    name: str | None = None,
+) -> Imported:
+    """The model of a PyTorch module, from ``torch.export`` on tensors without content.
+
+    Neither weights nor a GPU are needed: a module on the ``meta`` device serves as well as a real
+    one. The size of an axis that stays open in the export is that of the workload, by its role.
+
+    Parameters
+    ----------
+    module : anything that ``torch.export`` takes; it is traced as it stands (``eval()`` first).
+    example_inputs : arguments of ``forward`` by position or by name; only shapes and dtypes count.
+    dynamic : axes that stay open, by input: ``{"x": ("batch", "seq", None)}``; the words are their
+        names. Every axis of every input, as far as the code allows, if not given.
+    names : weights or inputs (``*`` stands for anything) → a word for each axis, or None.
+    name : what the model is called; the module's class if not given.
 
     Raises
     ------
-    SpecError : an operator that has no entry in the table, with its place in the code.
+    SpecError : code that cannot be traced, an operator that is not known, or *names* that do not
+        fit.
     """
-    return Lowering(exported, Program(name, source)).program()
+    needs_torch()
+    name = name or type(module).__name__
+    places = {key: words for key, words in (dynamic or {}).items() if words}
+    program = traced(module, example_inputs, name, f"torch.export of {name}", dynamic)
+    return to_model(program, {**places, **(names or {})})
+
+
+def needs_torch() -> None:
+    """Refuse to go on without PyTorch.
+
+    Raises
+    ------
+    SpecError : it is not installed.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise SpecError("PyTorch is not installed: pip install 'opgraph[torch]'") from None
+
+
+def traced(
+    module: Any,
+    inputs: Sequence[Any] | Mapping[str, Any],
+    name: str,
+    source: str,
+    dynamic: Mapping[str, Sequence[str | None]] | None = None,
+) -> Program:
+    """The program of *module*; tensors among *inputs* stay inputs, what else there is is fixed.
+
+    Raises
+    ------
+    SpecError : it cannot be traced, or has an operator that is not in the table.
+    """
+    import torch
+    by_name = dict(inputs) if isinstance(inputs, Mapping) else _by_position(module, inputs)
+    tensors = {key: value for key, value in by_name.items() if isinstance(value, torch.Tensor)}
+    fixed = {key: value for key, value in by_name.items() if key not in tensors}
+    for key in dynamic or {}:
+        if key not in tensors:
+            raise SpecError(f"{name}: dynamic names no input {key!r}{nearest(key, tensors)}")
+    open_axes = tuple(
+        {axis: torch.export.Dim.AUTO for axis in range(value.ndim) if _is_open(dynamic, key, axis)}
+        for key, value in tensors.items()
+    )
+    exported = _export(module, tensors, fixed, open_axes, name)
+    return Lowering(exported, Program(name, source), list(tensors)).program()
+
+
+def _export(
+    module: Any, tensors: Mapping[str, Any], fixed: Mapping[str, Any], open_axes: Any, name: str
+) -> "ExportedProgram":
+    import torch
+
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    arguments = tuple(value.to(device) for value in tensors.values())
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                _wrapped(module, tuple(tensors), fixed), arguments, dynamic_shapes=(open_axes,), strict=False
+            )
+    except SpecError:
+        raise
+    except Exception as error:  # whatever the user's code or the tracer raises
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise SpecError(f"{name} cannot be traced: {type(error).__name__}: {first.strip()[:300]}") from error
+
+
+def _is_open(dynamic: Mapping[str, Sequence[str | None]] | None, key: str, axis: int) -> bool:
+    return dynamic is None or bool(key in dynamic and dynamic[key][axis : axis + 1])
+
+
+def _by_position(module: Any, inputs: Sequence[Any]) -> dict[str, Any]:
+    """Arguments by the names that ``forward`` has for them."""
+    import inspect
+
+    known = list(inspect.signature(module.forward).parameters)
+    return {known[i] if i < len(known) else f"input{i}": value for i, value in enumerate(inputs)}
+
+
+def _wrapped(module: Any, names: tuple[str, ...], fixed: Mapping[str, Any]) -> Any:
+    """A module that takes tensors by position and calls *module* with what else it needs."""
+    import torch
+
+    class Traced(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = module
+
+        def forward(self, *tensors: Any) -> Any:
+            return _tensors(self.model(**dict(zip(names, tensors, strict=True)), **fixed))
+
+    return Traced()
+
+
+def _tensors(results: Any) -> Any:
+    """The tensors of what a module returns."""
+    import torch
+
+    flat = [r for r in _flat(getattr(results, "to_tuple", lambda: results)()) if isinstance(r, torch.Tensor)]
+    return tuple(flat)
 
 
 class Lowering:
     """One walk over the graphs of an exported program."""
 
-    def __init__(self, exported: "ExportedProgram", program: Program) -> None:
+    def __init__(self, exported: "ExportedProgram", program: Program, names: list[str]) -> None:
         self.exported = exported
+        self.names = names
         self.p = program
         self.values: dict[Any, Any] = {}
 
@@ -71,9 +194,9 @@ class Lowering:
                 spec.kind.name == "BUFFER" and spec.persistent and meta.dtype.is_floating_point
             )
             if stored:
-                self.values[node] = self.p.weight(spec.target, shape, dtype)
+                self.values[node] = self.p.weight(spec.target.removeprefix("model."), shape, dtype)
             elif spec.kind.name == "USER_INPUT":
-                self.values[node] = self.p.input(node.name, shape, dtype)
+                self.values[node] = self.p.input(self.names.pop(0), shape, dtype)
             else:
                 self.values[node] = self.p.constant(None, shape, dtype)
 
@@ -621,13 +744,6 @@ ATEN |= {"where": _elementwise("where", 3), "lerp": _elementwise("lerp", 3)}
 def _masked_fill(low: Lowering, call: Call) -> Value:
     x, mask, value = call.arguments[:3]
     return low.p.elementwise("where", mask, low.value(value, call), x, dtype=call.dtype)
-
-
-@aten("opgraph.attention")
-def _whole_attention(low: Lowering, call: Call) -> Value:
-    rest = (None, call.get("sinks"))
-    causal, window = call["causal"], call["window"]
-    return low.p.attention(*call.arguments[:3], *rest, causal=causal, window=window)
 
 
 _LETTERS = "abcdefghijklmnopqrstuvw"
