@@ -163,9 +163,11 @@ class Dimensions:
         return one
 
     def _source(self, value: Value) -> tuple[Dim | None, ...]:
-        if value.kind in ("weight", "input"):
-            return tuple(Dim(n, origin=(value, axis)) for axis, n in enumerate(value.shape))
-        return tuple(None if n == 1 else Dim(n) for n in value.shape)
+        outside = (value, 0) if value.kind in ("weight", "input") else None
+        return tuple(
+            None if n == 1 and value.kind != "input" else Dim(n, origin=outside and (value, axis))
+            for axis, n in enumerate(value.shape)
+        )
 
 
 Axes = tuple[Dim | None, ...]
@@ -194,11 +196,11 @@ def _like_inputs(dims: Dimensions, node: Node) -> Sequence[Axes]:
     return _inputs(dims, node)[: len(node.outputs)]
 
 
-@_rule("norm")
+@_rule("norm", "gated_norm")
 def _norm(dims: Dimensions, node: Node) -> Sequence[Axes]:
     x, *weights = _inputs(dims, node)
     for weight in weights:
-        if node["kind"] == "group":
+        if node.attributes.get("kind") == "group":
             dims.same(x[1], weight[0])
             continue
         for one, other in zip(reversed(x), reversed(weight), strict=False):
@@ -299,8 +301,8 @@ def _slice(dims: Dimensions, node: Node) -> Sequence[Axes]:
 
 def _part(whole: Dim | None, start: Size, length: Size) -> Dim | None:
     """The part of *whole* from *start* on: *whole* becomes a sum with cuts at its ends."""
-    if whole is None:
-        return None
+    if whole is None or length == 0:
+        return whole
     cuts = [size for size in (start, length, whole.root.size - start - length) if size != 0]
     if any(getattr(size, "is_positive", None) is not True and not (isinstance(size, int) and size > 0) for size in cuts):
         return Dim(length)
@@ -398,6 +400,52 @@ def _attention(dims: Dimensions, node: Node) -> Sequence[Axes]:
     if len(node.inputs) > 4 and node.inputs[4] is not None:
         dims.same(query[1], dims.of[node.inputs[4]][-1])
     return [(*query[:3], value[3])]
+
+
+@_rule("experts")
+def _experts(dims: Dimensions, node: Node) -> Sequence[Axes]:
+    """``x scores up down biases …``: what the matrices of an expert have in common."""
+    x, _, up, down, up_bias, down_bias, gate, gate_bias, *_ = (
+        () if v is None else dims.of[v] for v in node.inputs
+    )
+    wide, narrow = (1, 2) if not node["transposed"] else (2, 1)
+    for weight in (down, up_bias, down_bias, gate, gate_bias):
+        if weight:
+            dims.same(up[0], weight[0])
+    for one in (up[narrow], down[wide], *down_bias[1:], *(gate[narrow:narrow + 1])):
+        dims.same(x[-1], one)
+    ffn, columns = down[narrow], up[wide]
+    if node["gated"] and not gate and ffn is not None and columns is not None:
+        dims.same(columns, Dim(columns.root.size, (ffn, ffn), "sum"))
+    else:
+        dims.same(ffn, columns)
+    for one in (*up_bias[1:], *gate[wide : wide + 1], *gate_bias[1:]):
+        dims.same(columns, one)
+    return [x]
+
+
+@_rule("scan")
+def _scan(dims: Dimensions, node: Node) -> Sequence[Axes]:
+    """Equal letters are equal dimensions: see `SCANS`; inputs beyond its own go by their last."""
+    known: dict[str, Dim | None] = {}
+    terms = SCANS[node["kind"]].split()
+    for term, value in zip(terms, node.inputs, strict=False):
+        for letter, dim in zip(term, dims.of[value] if value is not None else (), strict=False):
+            known[letter] = dims.same(known.get(letter), dim)
+    for value in node.inputs[len(terms) :]:
+        if value is not None:
+            dims.same(known["h"], dims.of[value][-1])
+    return [tuple(known[letter] for letter in terms[0])]
+
+
+# axes of what each recurrence reads: b batch, s sequence, h heads or channels, p features of a
+# value, g groups of keys, n features of a key, k taps
+SCANS = {
+    "conv": "bhs hk h",
+    "ssd": "bshp bsh h bsgn bsgn h h",
+    "selective": "bhs bhs hn bns bns h bhs h",
+    "delta": "bshp bsgn bsgn bsh bsh",
+}
 
 
 @_rule("scatter")

@@ -1,6 +1,7 @@
 """From a program in kernels to operators in named dimensions."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from frontends.dimensions import Dim, Dimensions
 from frontends.flow import Flow
@@ -9,6 +10,7 @@ from frontends.naming import Naming
 from frontends.program import Node, Program, Value
 from frontends.writer import Writer
 from opgraph.encoding import UnmaskedAttention
+from opgraph.experts import Combine, Dispatch, GroupedEinsum, Route
 from opgraph.operator import (
     Activation,
     Add,
@@ -23,6 +25,7 @@ from opgraph.operator import (
     Sample,
     View,
 )
+from opgraph.recurrent import CausalConv, GatedDeltaRule, GatedNorm, LinearAttention, SelectiveScan, StateSpaceDual
 from opgraph.tensor import Format, Tensor, as_format
 
 _FORMATS = {"int64": "int32", "bool": "int8"}
@@ -78,25 +81,38 @@ class Emitter:
     def unique(self, name: str) -> str:
         """*name*, numbered if it is taken."""
         self._names[name] = self._names.get(name, 0) + 1
-        return name if self._names[name] == 1 else f"{name}.{self._names[name] - 1}"
+        return name if self._names[name] == 1 else f"{name}_{self._names[name]}"
+
+    def scoped(self, node: Node, name: str) -> str:
+        """*name* in the module that *node* comes from."""
+        scope = node.where.partition(",")[0]
+        return self.unique(f"{scope}.{name}" if scope else name)
 
     def together(self, node: Node) -> str:
         """A name for several projections at once."""
         names = [v.name.rpartition(".")[0] for v in node.inputs if v is not None and v.kind == "weight"]
         return "_".join([names[0], *(name.rpartition(".")[2] for name in names[1:])])
 
-    def placed(self, value: Value) -> Tensor:
+    def placed(self, value: Value, heads: str) -> Tensor:
         """Queries, keys or values as ``batch seq heads head_dim``."""
-        axes = self.dims.of[value]
-        order = [axes[axis] for axis in (0, 2, 1, 3)]
-        names = self.named(atom for dim in order if dim is not None for atom in dim.atoms)
-        return self.arranged(value, names)
+        return self.formed(value, ((0, "batch"), (2, "seq"), (1, heads), (3, "head_dim")))
+
+    def formed(self, value: Value, axes: Iterable[tuple[int, str]]) -> Tensor:
+        """The tensor of a value with one dimension for each of *axes*, in their order."""
+        return self.arranged(value, tuple(self.axis(self.dims.of[value][i], word) for i, word in axes))
+
+    def axis(self, dim: Dim | None, word: str) -> str:
+        """What an axis is called: a product of dimensions gets *word* as a name of its own."""
+        if dim is None:
+            return self.writer.dim(word, 1)
+        names = self.named(dim.atoms)
+        return names[0] if len(names) == 1 else self.writer.derive(word, "*".join(names))
 
     def called(self, node: Node, otherwise: str) -> str:
         """A name for what *node* becomes: after the module of its weight."""
         weights = [v for v in node.inputs if v is not None and v.kind == "weight"]
         name = weights[0].name.rpartition(".")[0] if weights else ""
-        return self.unique(name or otherwise)
+        return self.unique(name) if name else self.scoped(node, otherwise)
 
     # tensors
 
@@ -217,7 +233,7 @@ def _norm(emitter: Emitter, node: Node) -> None:
 @_emit("rotary")
 def _rotary(emitter: Emitter, node: Node) -> None:
     inputs = tuple(emitter.tensor(v) for v in node.inputs if v is not None)
-    emitter.add(Rotary(name=emitter.unique("rotary"), inputs=inputs, share=float(node["share"])), *node.outputs)
+    emitter.add(Rotary(name=emitter.scoped(node, "rotary"), inputs=inputs, share=float(node["share"])), *node.outputs)
 
 
 @_emit("project")
@@ -279,10 +295,13 @@ def _biases(
 
 @_emit("attention")
 def _attention(emitter: Emitter, node: Node) -> None:
-    query, key, value = (emitter.placed(v) for v in node.inputs[:3] if v is not None)
+    words = ("heads", "kv_heads", "kv_heads")
+    query, key, value = (
+        emitter.placed(v, word) for v, word in zip(node.inputs, words, strict=False) if v is not None
+    )
     sinks = tuple(emitter.tensor(v) for v in node.inputs[4:5] if v is not None)
     emitter.writer.attends(_kind(node))
-    name = emitter.unique("attention")
+    name = emitter.scoped(node, "attention")
     if not node["causal"]:
         operator: Operator = UnmaskedAttention(name=name, inputs=(query, key, value))
     else:
@@ -313,11 +332,11 @@ def _map(emitter: Emitter, node: Node) -> None:
     dims = "" if set(inputs[0].dims) == set(out) else " ".join(out)
     plain = all(t.role == "activation" and t.dims == inputs[0].dims for t in inputs)
     if set(node["names"]) == {"add"} and plain and not dims:
-        operator: Operator = Add(name=emitter.unique("sum"), inputs=inputs)
+        operator: Operator = Add(name=emitter.scoped(node, "sum"), inputs=inputs)
     else:
         active = is_activation(node["names"])
         kind = Activation if active else Elementwise
-        name = emitter.unique("activation" if active else node["names"][-1])
+        name = emitter.scoped(node, "activation" if active else node["names"][-1])
         operator = kind(name=name, inputs=inputs, dims=dims, flop_per_element=float(node["flop"]))
     emitter.add(operator, node.output)
 
@@ -337,7 +356,7 @@ def _whole(emitter: Emitter, node: Node) -> tuple[Tensor, ...]:
 def _concat(emitter: Emitter, node: Node) -> None:
     inputs = tuple(emitter.tensor(v) for v in node.inputs if v is not None and emitter.is_data(v))
     dims = " ".join(emitter.names(node.output))
-    operator = Elementwise(name=emitter.unique("concat"), inputs=inputs, dims=dims, flop_per_element=0)
+    operator = Elementwise(name=emitter.scoped(node, "concat"), inputs=inputs, dims=dims, flop_per_element=0)
     emitter.add(operator, node.output)
 
 
@@ -345,7 +364,7 @@ def _concat(emitter: Emitter, node: Node) -> None:
 def _softmax(emitter: Emitter, node: Node) -> None:
     (x,) = node.inputs
     assert x is not None
-    operator = Elementwise(name=emitter.unique("softmax"), inputs=(emitter.tensor(x),), flop_per_element=_SOFTMAX_FLOP)
+    operator = Elementwise(name=emitter.scoped(node, "softmax"), inputs=(emitter.tensor(x),), flop_per_element=_SOFTMAX_FLOP)
     emitter.add(operator, node.output)
 
 
@@ -353,4 +372,130 @@ def _softmax(emitter: Emitter, node: Node) -> None:
 def _last(emitter: Emitter, node: Node) -> None:
     (x,) = node.inputs
     assert x is not None
-    emitter.add(Last(name=emitter.unique("last"), inputs=(emitter.tensor(x),)), node.output)
+    emitter.add(Last(name=emitter.scoped(node, "last"), inputs=(emitter.tensor(x),)), node.output)
+
+
+@_emit("gated_norm")
+def _gated_norm(emitter: Emitter, node: Node) -> None:
+    inputs = tuple(emitter.tensor(v) for v in node.inputs if v is not None)
+    emitter.add(GatedNorm(name=emitter.scoped(node, "gated_norm"), inputs=inputs), node.output)
+
+
+@_emit("experts")
+def _experts(emitter: Emitter, node: Node) -> None:
+    """Route, send each token to its experts, compute their rows and add them up."""
+    writer, scope = emitter.writer, partial(emitter.scoped, node)
+    x, scores, up, down, up_bias, down_bias, gate, *_ = node.inputs
+    assert x is not None
+    assert scores is not None
+    tokens, topk = emitter.tensor(x), writer.dim("topk", node["k"])
+    routes = emitter.tensor(scores)
+    if topk not in routes.dims:
+        biases = tuple(emitter.tensor(v) for v in node.inputs[8:] if v is not None)
+        (routes,) = emitter.add(Route(name=scope("route"), inputs=(routes, *biases), topk=topk))
+    wide, narrow = (2, 1) if node["transposed"] else (1, 2)
+    experts, ffn = _of_weight(emitter, up, 0), _of_weight(emitter, down, narrow)
+    writer.inactive[experts] = topk
+    columns = writer.derive("expert_gate_up", f"2*{ffn}") if node["gated"] else ffn
+    (rows,) = emitter.add(Dispatch(name=scope("dispatch"), inputs=(tokens, routes)))
+    rows = _grouped(emitter, node, "up", (rows, up, up_bias), (experts, rows.dims[-1], columns))
+    activation = Activation(
+        name=scope("experts_activation"),
+        inputs=(rows,),
+        dims=" ".join((*rows.dims[:-1], ffn)),
+        flop_per_element=4 + node["gated"],
+    )
+    (rows,) = emitter.add(activation)
+    rows = _grouped(emitter, node, "down", (rows, down, down_bias), (experts, ffn, tokens.dims[-1]))
+    emitter.add(Combine(name=scope("combine"), inputs=(rows, routes)), node.output)
+    del gate, wide
+
+
+def _of_weight(emitter: Emitter, weight: Value | None, axis: int) -> str:
+    assert weight is not None
+    return emitter.axis(emitter.dims.of[weight][axis], "experts")
+
+
+def _grouped(
+    emitter: Emitter,
+    node: Node,
+    label: str,
+    values: tuple[Tensor, Value | None, Value | None],
+    dims: tuple[str, str, str],
+) -> Tensor:
+    """The product of each row with the matrix of its expert: *dims* are the weight's."""
+    rows, weight, bias = values
+    assert weight is not None
+    name, shape = emitter.scoped(node, label), " ".join(dims)
+    inputs = [rows, Tensor.of(weight.name, shape, format_of(weight), "weight")]
+    if bias is not None:
+        inputs.append(Tensor.of(bias.name, f"{dims[0]} {dims[2]}", format_of(bias), "weight"))
+    pattern = f"{' '.join(rows.dims)}, {shape} -> {' '.join((*rows.dims[:-1], dims[2]))}"
+    operator = GroupedEinsum(name=name, inputs=tuple(inputs), pattern=pattern, experts=dims[0])
+    return emitter.add(operator)[0]
+
+
+@_emit("scan")
+def _scan(emitter: Emitter, node: Node) -> None:
+    SCAN_RULES[node["kind"]](emitter, node)
+
+
+def _convolve(emitter: Emitter, node: Node) -> None:
+    x, weight, *bias = (v for v in node.inputs if v is not None)
+    signal, taps = emitter.tensor(x), emitter.names(weight)[-1]
+    emitter.writer.numbers.setdefault(taps, int(weight.shape[-1]))
+    tail = emitter.writer.derive("tail", f"{taps} - 1")
+    name = emitter.scoped(node, "conv")
+    weights = tuple(emitter.tensor(v) for v in (weight, *bias))
+    channels = " ".join(dim for dim in signal.dims if dim not in ("batch", "seq"))
+    state = Tensor.of(f"{name}.state", f"batch {channels} {tail}", signal.format, "cache")
+    emitter.add(CausalConv(name=name, inputs=(signal, *weights, state)), node.output)
+
+
+_KEYS = ((0, "batch"), (1, "seq"), (2, "groups"), (3, "state"))
+_VALUES = ((0, "batch"), (1, "seq"), (2, "ssm_heads"), (3, "ssm_dim"))
+_GATES = ((0, "batch"), (1, "seq"), (2, "ssm_heads"))
+
+
+def _linear_attention(kind: type[LinearAttention], places: str, chunk: int) -> Emit:
+    """A rule for a recurrence with matrix-valued states: *places* are those of values, keys,
+    queries and gates among the inputs; what else there is are weights.
+    """
+    order = [int(place) for place in places]
+
+    def rule(emitter: Emitter, node: Node) -> None:
+        axes = (_VALUES, _KEYS, _KEYS, *[_GATES] * (len(order) - 3))
+        given = [node.inputs[place] for place in order]
+        parts = [emitter.formed(v, a) for v, a in zip(given, axes, strict=True) if v is not None]
+        rest = [v for v in node.inputs if v is not None and v not in given]
+        name = emitter.scoped(node, "scan")
+        dims = " ".join((*parts[0].dims[:1], *parts[0].dims[2:], parts[1].dims[-1]))
+        state = Tensor.of(f"{name}.state", dims, "fp32", "cache")
+        emitter.writer.attends(kind.kind)
+        operator = kind(
+            name=name,
+            inputs=(*parts, *(emitter.tensor(v) for v in rest), state),
+            chunk=emitter.writer.dim("chunk", node["chunk"] or chunk),
+        )
+        emitter.add(operator, node.output)
+
+    return rule
+
+
+def _selective_scan(emitter: Emitter, node: Node) -> None:
+    x, delta, a, b, c, d, z, *rest = node.inputs
+    name = emitter.scoped(node, "scan")
+    parts = tuple(emitter.tensor(v) for v in (x, delta, z, b, c, a, d, *rest) if v is not None)
+    dims = f"batch {parts[5].dims[0]} {parts[5].dims[1]}"
+    state = Tensor.of(f"{name}.state", dims, "fp32", "cache")
+    emitter.writer.attends("selective_scan")
+    emitter.add(SelectiveScan(name=name, inputs=(*parts, state)), node.output)
+
+
+# the chunk that the kernels of flash-linear-attention use for delta rules
+SCAN_RULES: dict[str, Emit] = {
+    "conv": _convolve,
+    "selective": _selective_scan,
+    "ssd": _linear_attention(StateSpaceDual, "0341", 0),
+    "delta": _linear_attention(GatedDeltaRule, "01234", 64),
+}

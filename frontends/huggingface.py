@@ -113,7 +113,7 @@ def _build(config: Any) -> tuple[Any, dict[str, Any]]:
 
     _register()
     auto = _auto_class(config)
-    dtype = getattr(config, "dtype", None) or torch.bfloat16
+    dtype = torch.float16 if config.dtype == torch.float16 else torch.bfloat16
     with torch.device("meta"):
         model = auto.from_config(config, dtype=dtype, attn_implementation="opgraph").eval()
         tokens = torch.zeros(_BATCH, _SEQ, dtype=torch.long)
@@ -268,7 +268,8 @@ def _whole_attention(low: Lowering, call: Call) -> Value:
 def _whole_experts(low: Lowering, call: Call) -> Value:
     weights = [call[name] for name in ("up", "down", "up_bias", "down_bias")]
     k, options = call["routes"].shape[-1], {key: call[key] for key in ("gated", "transposed")}
-    return low.p.experts(call["x"], call["scores"], weights, k=k, **options)
+    routes = {"chosen": call["routes"], "k": k}
+    return low.p.experts(call["x"], call["scores"], weights, **routes, **options)
 
 
 @aten("opgraph.conv", "opgraph.ssd", "opgraph.selective", "opgraph.delta")

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 
-from frontends.dimensions import Dim, Dimensions
+from frontends.dimensions import SCANS, Dim, Dimensions
 from frontends.flow import Flow
 from frontends.fusion import is_activation
 from frontends.program import Node, Program, Value
@@ -30,7 +30,7 @@ class Naming:
         self.program, self.flow, self.dims = program, flow, dims
         self.words: dict[Dim, str] = {}
         self._given(names)
-        for role in (_tokens, _tables, _attention, _experts, _residual, _channels, _heads):
+        for role in (_tokens, _tables, _attention, _experts, _scans, _residual, _channels, _heads):
             for dim, word in role(flow, dims):
                 self._call(dim, word)
         self.unnamed: dict[str, str] = {}
@@ -148,9 +148,33 @@ def _experts(flow: Flow, dims: Dimensions) -> Role:
     found: Role = []
     for node in flow.nodes:
         if node.op == "experts":
-            up, down = dims.of[node.inputs[2]], dims.of[node.inputs[3]]
-            found += [(up[0], "experts"), (down[1], "model"), (down[2], "ffn")]
+            (up, down), (routes,) = (
+                [dims.of[v] for v in values if v is not None]
+                for values in (node.inputs[2:4], node.inputs[1:2])
+            )
+            wide, narrow = (2, 1) if node["transposed"] else (1, 2)
+            found += [(up[0], "experts"), (down[wide], "model"), (down[narrow], "ffn")]
+            chosen = routes[-1] is not None and routes[-1].root.size == node["k"]
+            found.append((routes[-1], "topk" if chosen else "choices"))
     return found
+
+
+_SCAN_WORDS = {
+    "conv": {"h": "inner", "k": "taps"},
+    "selective": {"h": "inner", "n": "state"},
+    **dict.fromkeys(("ssd", "delta"), {"h": "ssm_heads", "p": "ssm_dim", "g": "groups", "n": "state"}),
+}
+
+
+def _scans(flow: Flow, dims: Dimensions) -> Role:
+    found: Role = []
+    for node in flow.nodes:
+        if node.op == "scan":
+            words = {"b": "batch", "s": "seq", **_SCAN_WORDS[node["kind"]]}
+            for term, value in zip(SCANS[node["kind"]].split(), node.inputs, strict=False):
+                axes = dims.of[value] if value is not None else ()
+                found += [(dim, words[letter]) for letter, dim in zip(term, axes, strict=False)]
+    return sorted(found, key=lambda entry: entry[1] == "inner")
 
 
 def _residual(flow: Flow, dims: Dimensions) -> Role:

@@ -274,19 +274,18 @@ class Program:
         routes: Value,
         weights: Sequence[Value | None],
         *,
-        k: int,
-        gated: bool,
-        transposed: bool = False,
+        chosen: Value | None = None,
+        **how: Any,
     ) -> Value:
         """A mixture of experts whole: tokens ``… model`` go to *k* of the experts each.
 
-        *routes*: the router's scores, ``… experts``, or what was chosen of them, ``… k``.
-        *weights*: ``experts columns model`` and ``experts model ffn`` (*transposed*: the last two
+        *routes*: the router's scores, ``… experts``, or those of the ones that are *chosen*,
+        ``… k``. *how*: ``k gated transposed``. *weights*: ``experts columns model`` and ``experts model ffn`` (*transposed*: the last two
         axes the other way round), then, as far as there are any, the biases of both, and the
         gate's matrix and bias. *gated*: columns hold gate and value, or the gate is apart.
         """
-        inputs = [x, routes, *weights]
-        return self.add("experts", inputs, [x.shape], k=k, gated=gated, transposed=transposed)
+        rest = [*weights, *[None] * (6 - len(weights))]
+        return self.add("experts", [x, routes, *rest, chosen], [x.shape], **how)
 
     def scan(
         self, kind: str, inputs: Sequence[Value | None], shape: Sequence[Size], **attributes: Any

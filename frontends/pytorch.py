@@ -328,7 +328,7 @@ def format_of(tensor: Any) -> str:
 def place_of(node: Any) -> str:
     """Where in the user's modules and files *node* comes from."""
     stack = node.meta.get("nn_module_stack") or {}
-    module = next(reversed(stack.values()), ("",))[0]
+    module = next(reversed(stack.values()), ("",))[0].partition(".")[2]
     lines = [line for line in (node.meta.get("stack_trace") or "").splitlines() if "File" in line]
     parts = lines[-1].split('"')[1:] if lines else ()
     file = f"{parts[0].rpartition('/')[2]}{parts[1].split(', in')[0].replace(', line ', ':')}" if parts else ""
@@ -484,7 +484,7 @@ def _split(low: Lowering, call: Call) -> list[Value]:
 
 @aten("cat", "concat", "concatenate")
 def _concat(low: Lowering, call: Call) -> Value:
-    parts = [part for part in call["tensors"] if part.shape != (0,)]
+    parts = [part for part in call["tensors"] if 0 not in part.shape]
     return low.p.concat(parts, call.get("dim", 0)) if len(parts) > 1 else parts[0]
 
 

@@ -1,6 +1,6 @@
 """Patterns: what code and files spell out, found again as the operators that engines have."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 from frontends.flow import Flow
 from frontends.program import COMPARISONS, VIEWS, Node, Value
@@ -130,7 +130,15 @@ def _centred(flow: Flow, x: Value) -> Value | None:
 def _scaled(
     flow: Flow, last: Node, kind: str, x: Value, axes: int
 ) -> tuple[Node, list[Node]]:
-    """The norm with the weight and the bias that follow it."""
+    """The norm with the weight and the bias that follow it; of groups, where it is between two
+    reshapes.
+    """
+    source = flow.maker.get(x)
+    after = flow.reader(last.output)
+    if source is not None and after is not None and source.op == after.op == "reshape":
+        whole = source.inputs[0]
+        if whole is not None and whole.shape == after.output.shape:
+            x, last = whole, after
     weights: list[Value | None] = [None, None]
     for index, fn in enumerate(("mul", "add")):
         after = flow.reader(last.output)
@@ -140,6 +148,32 @@ def _scaled(
         if other is not None and _weight(flow, other) and other.rank <= max(axes, 1):
             weights[index], last = other, after
     return last, [_like(last, "norm", (x, *weights), kind=kind, axes=axes, groups=1)]
+
+
+def gated_norms(flow: Flow) -> Found:
+    """A norm whose input or result is multiplied by the SiLU or sigmoid of a gate."""
+    for node in flow.nodes:
+        if node.op != "norm" or node.inputs[0] is None:
+            continue
+        x, weight, bias = node.inputs
+        before = _gate(flow, flow.maker.get(x)) if x is not None else None
+        after = flow.reader(node.output)
+        if before is not None:
+            yield node, [_like(node, "gated_norm", (*before, weight, bias))]
+        elif after is not None and (found := _gate(flow, after)) is not None and found[0] is node.output:
+            yield after, [_like(after, "gated_norm", (x, found[1], weight, bias))]
+
+
+def _gate(flow: Flow, node: Node | None) -> tuple[Value, Value] | None:
+    """x and z, where *node* is x·silu(z)."""
+    if node is None or flow.op(node.output) != "mul":
+        return None
+    for value, gate in (node.inputs, node.inputs[::-1]):
+        maker = flow.maker.get(gate) if gate is not None else None
+        if value is not None and maker is not None and flow.op(gate) in ("silu", "sigmoid"):
+            inner = maker.inputs[0]
+            return (value, inner) if inner is not None and value in flow.weighted else None
+    return None
 
 
 # attention
@@ -356,5 +390,73 @@ def _turns(flow: Flow, node: Node) -> bool:
     return node.op in VIEWS or node.op == "concat"
 
 
-PATTERNS: tuple[Callable[[Flow], Found], ...] = (projections, norms, attentions, caches, rotaries)
-_ = Mapping
+# mixtures of experts and recurrences
+
+
+def routings(flow: Flow) -> Found:
+    """What lies between a router and the experts is one operator with them: the router's product
+    and the biases of its scores are what is read.
+    """
+    for node in flow.nodes:
+        if node.op != "experts":
+            continue
+        experts = node.inputs[2].shape[0] if node.inputs[2] is not None else 0
+        scores, weights = _routed(flow, [node.inputs[1], node.inputs[8]], experts)
+        if scores is not None:
+            yield node, [_like(node, "experts", (node.inputs[0], scores, *node.inputs[2:8], *weights), **node.attributes)]
+
+
+def _routed(
+    flow: Flow, values: list[Value | None], experts: object
+) -> tuple[Value | None, list[Value]]:
+    """The product that routes were made from, and the weights on the way."""
+    seen: set[Value] = set()
+    scores, weights = None, list[Value]()
+    while values:
+        value = values.pop()
+        if value is None or value in seen:
+            continue
+        seen.add(value)
+        node = flow.maker.get(value)
+        if value.kind == "weight":
+            weights.append(value)
+        elif node is not None and node.op == "project" and value.shape[-1] == experts:
+            scores = value
+        elif node is not None and node.op != "project":
+            values += node.inputs
+    return scores, weights
+
+
+def recurrences(flow: Flow) -> Found:
+    """Gates are computed inside of a recurrence's kernel: it reads what they are made from."""
+    for node in flow.nodes:
+        if node.op != "scan":
+            continue
+        weights: list[Value] = []
+        inputs = tuple(_ungated(flow, v, weights) for v in node.inputs)
+        yield node, [_like(node, "scan", (*inputs, *weights), **node.attributes)]
+
+
+def _ungated(flow: Flow, value: Value | None, weights: list[Value]) -> Value | None:
+    """What an elementwise chain with weights starts from."""
+    node = flow.maker.get(value) if value is not None else None
+    while node is not None and node.op == "elementwise":
+        operands = [v for v in node.inputs if v is not None and not _is_constant(v)]
+        active = [v for v in operands if _weight(flow, v) is None]
+        if len(active) != 1:
+            break
+        weights += [v for v in operands if v is not active[0]]
+        value, node = active[0], flow.maker.get(active[0])
+    return value
+
+
+PATTERNS: tuple[Callable[[Flow], Found], ...] = (
+    projections,
+    norms,
+    gated_norms,
+    routings,
+    recurrences,
+    attentions,
+    caches,
+    rotaries,
+)
