@@ -402,12 +402,30 @@ def _attention(dims: Dimensions, node: Node) -> Sequence[Axes]:
     return [(*query[:3], value[3])]
 
 
+@_rule("mla")
+def _mla(dims: Dimensions, node: Node) -> Sequence[Axes]:
+    """``queries, their rotary part, latents, the keys' rotary part, the matrix up``."""
+    query, turned, latent, shared, up = _inputs(dims, node)
+    for one, other in ((query[0], turned[0]), (query[1], turned[1]), (query[0], latent[0])):
+        dims.same(one, other)
+    dims.same(turned[3], shared[-1])
+    dims.same(latent[-1], up[1])
+    nope, heads = query[3], query[1]
+    made = Dim(node["value"])
+    if nope is not None and heads is not None:
+        each = Dim(nope.root.size + node["value"], (nope, made), "sum")
+        dims.same(up[0], Dim(each.size * heads.root.size, (heads, each)))
+    return [(*query[:3], made)]
+
+
 @_rule("experts")
 def _experts(dims: Dimensions, node: Node) -> Sequence[Axes]:
     """``x scores up down biases …``: what the matrices of an expert have in common."""
-    x, _, up, down, up_bias, down_bias, gate, gate_bias, *_ = (
+    x, scores, up, down, up_bias, down_bias, gate, gate_bias, *biases = (
         () if v is None else dims.of[v] for v in node.inputs
     )
+    for bias in biases:
+        dims.same(scores[-1], bias[-1])
     wide, narrow = (1, 2) if not node["transposed"] else (2, 1)
     for weight in (down, up_bias, down_bias, gate, gate_bias):
         if weight:

@@ -9,6 +9,7 @@ from frontends.fusion import is_activation
 from frontends.naming import Naming
 from frontends.program import Node, Program, Value
 from frontends.writer import Writer
+from opgraph.attention import AbsorbedAttention, Append, DecompressedAttention
 from opgraph.encoding import UnmaskedAttention
 from opgraph.experts import Combine, Dispatch, GroupedEinsum, Route
 from opgraph.operator import (
@@ -35,15 +36,19 @@ _SOFTMAX_FLOP = 5
 
 
 class Emitter:
-    """Writes the operators of one program."""
+    """Writes the operators of one program; *decodes*: for a step of one token."""
 
-    def __init__(self, program: Program, flow: Flow, naming: Naming, writer: Writer) -> None:
+    def __init__(
+        self, program: Program, flow: Flow, naming: Naming, writer: Writer, decodes: bool = False
+    ) -> None:
         self.program, self.flow, self.naming, self.writer = program, flow, naming, writer
+        self.decodes = decodes
         self.dims: Dimensions = naming.dims
         self.operators: list[Operator] = []
         self.inputs: dict[str, Tensor] = {}
         self.tensors: dict[Value, Tensor] = {}
         self.parts: dict[Value, Value] = {}
+        self.aliases: dict[Value, Value] = {}
         self._names: dict[str, int] = {}
 
     def run(self) -> None:
@@ -60,7 +65,7 @@ class Emitter:
 
     def is_data(self, value: Value) -> bool:
         """Whether a value is no table of positions."""
-        return value in self.flow.weighted or value in self.tensors or value in self.parts or value.kind in ("weight", "input")
+        return value in self.flow.weighted or value in self.tensors or value in self.parts or value in self.aliases or value.kind in ("weight", "input")
 
     # names
 
@@ -111,15 +116,19 @@ class Emitter:
     def called(self, node: Node, otherwise: str) -> str:
         """A name for what *node* becomes: after the module of its weight."""
         weights = [v for v in node.inputs if v is not None and v.kind == "weight"]
-        name = weights[0].name.rpartition(".")[0] if weights else ""
-        return self.unique(name) if name else self.scoped(node, otherwise)
+        name, scope = weights[0].name.rpartition(".")[0] if weights else "", node.where.partition(",")[0]
+        if scope and not name.startswith(scope):
+            name = scope
+        return self.unique(name or otherwise)
 
     # tensors
 
     def tensor(self, value: Value) -> Tensor:
         """The tensor that holds a value."""
         if value not in self.tensors:
-            if value in self.parts:
+            if value in self.aliases:
+                self.tensors[value] = self.tensor(self.aliases[value])
+            elif value in self.parts:
                 self._split(self.parts[value])
             else:
                 self.tensors[value] = self._outside(value)
@@ -148,27 +157,25 @@ class Emitter:
 
     def alias(self, value: Value, source: Value) -> None:
         """*value* is *source*, if need be under other names."""
-        if source in self.parts and not set(self.names(value)) ^ set(self.names(source)):
-            self.parts[value] = source
-            return
-        tensor = self.tensor(source)
-        if set(self.names(value)) == set(tensor.dims):
-            self.tensors[value] = tensor
+        if set(self.names(value)) == set(self.names(source)):
+            self.aliases[value] = source
         else:
+            tensor = self.tensor(source)
             parts = (("", " ".join(self.names(value))),)
             self.add(View(name=self.unique(f"{tensor.name}.view"), inputs=(tensor,), parts=parts), value)
+
+    def same(self, value: Value) -> Value:
+        """What *value* is only another name of."""
+        while value in self.aliases:
+            value = self.aliases[value]
+        return value
 
     def part(self, value: Value, source: Value) -> None:
         """*value* is a part of *source*; all parts are split off together when one is read."""
         self.parts[value] = source
 
     def _split(self, source: Value) -> None:
-        """Split *source* into its parts; what is a part under another name is an alias."""
-        if source in self.parts:
-            source_tensor = self.tensor(source)
-            for value in [v for v, s in self.parts.items() if s is source]:
-                self.tensors[value] = source_tensor
-            return
+        """Split *source* into its parts."""
         whole, values = self.tensor(source), [v for v, s in self.parts.items() if s is source]
         names = [self.names(value) for value in values]
         labels = _labels(self.flow, values)
@@ -317,6 +324,56 @@ def _attention(emitter: Emitter, node: Node) -> None:
     emitter.add(operator, node.output)
 
 
+@_emit("mla")
+def _latent_attention(emitter: Emitter, node: Node) -> None:
+    """In the latent space when decoding, with keys and values of every head in a prefill: as
+    `frontends.LatentAttention` writes it.
+    """
+    writer = emitter.writer
+    writer.attends("MLA")
+    heads = ((0, "batch"), (2, "seq"), (1, "heads"), (3, "nope"))
+    query, turned, latent, shared, up = node.inputs
+    assert up is not None
+    parts = [emitter.formed(v, heads) for v in (query, turned) if v is not None]
+    parts += [emitter.tensor(v) for v in (latent, shared) if v is not None]
+    rank, rope = parts[2].dims[-1], parts[3].dims[-1]
+    own = emitter.axis(emitter.dims.of[node.output][3], "value_dim")
+    name = emitter.scoped(node, "attention")
+    width = writer.derive("latent", f"{rank} + {rope}")
+    cache = Tensor.of(f"{name}.latent_cache", f"batch context {width}", parts[2].format, "cache")
+    head, nope = parts[0].dims[2:]
+    keys = Tensor.of(f"{up.name}.k", f"{head} {nope} {rank}", format_of(up), "weight")
+    values = Tensor.of(f"{up.name}.v", f"{head} {rank} {own}", format_of(up), "weight")
+    form = _absorbed if emitter.decodes else _decompressed
+    form(emitter, node, parts, (keys, values, cache))
+
+
+def _absorbed(emitter: Emitter, node: Node, parts: Sequence[Tensor], rest: Sequence[Tensor]) -> None:
+    (query, turned, latent, shared), (keys, values, cache) = parts, rest
+    at, rank, name = " ".join(query.dims[:3]), latent.dims[-1], partial(emitter.scoped, node)
+    pattern = f"{' '.join(query.dims)}, {' '.join(keys.dims)} -> {at} {rank}"
+    (query,) = emitter.add(Einsum(name=name("k_up"), inputs=(query, keys), pattern=pattern))
+    inputs = (query, turned, latent, shared, cache)
+    (out,) = emitter.add(AbsorbedAttention(name=name("absorbed"), inputs=inputs))
+    pattern = f"{' '.join(out.dims)}, {' '.join(values.dims)} -> {at} {values.dims[-1]}"
+    emitter.add(Einsum(name=name("v_up"), inputs=(out, values), pattern=pattern), node.output)
+
+
+def _decompressed(
+    emitter: Emitter, node: Node, parts: Sequence[Tensor], rest: Sequence[Tensor]
+) -> None:
+    (query, turned, latent, shared), (keys, values, cache) = parts, rest
+    name, head = partial(emitter.scoped, node), query.dims[2]
+    latent, shared = emitter.add(Append(name=name("append"), inputs=(latent, shared, cache)))
+    made = []
+    for label, weight, out in (("k_up", keys, keys.dims[1]), ("v_up", values, values.dims[2])):
+        result = f"batch context {head} {out}"
+        pattern = f"{' '.join(latent.dims)}, {' '.join(weight.dims)} -> {result}"
+        made += emitter.add(Einsum(name=name(label), inputs=(latent, weight), pattern=pattern))
+    inputs = (query, turned, made[0], shared, made[1])
+    emitter.add(DecompressedAttention(name=name("decompressed"), inputs=inputs), node.output)
+
+
 def _kind(node: Node) -> str:
     heads, shared = (v.shape[1] for v in node.inputs[:2] if v is not None)
     kind = "MHA" if heads == shared else "MQA" if shared == 1 else "GQA"
@@ -343,13 +400,14 @@ def _map(emitter: Emitter, node: Node) -> None:
 
 def _whole(emitter: Emitter, node: Node) -> tuple[Tensor, ...]:
     """What all operands are the parts of, if nothing else is."""
-    sources = {emitter.parts.get(v) for v in node.inputs if v is not None and v not in emitter.tensors}
-    if len(node.inputs) < 2 or len(sources) != 1 or None in sources:
+    values = {emitter.same(v) for v in node.inputs if v is not None}
+    sources = {emitter.parts.get(v) for v in values if v not in emitter.tensors}
+    if len(values) < 2 or len(sources) != 1 or None in sources:
         return ()
     (source,) = sources
     parts = {v for v, s in emitter.parts.items() if s is source}
     assert source is not None
-    return (emitter.tensor(source),) if parts == set(node.inputs) else ()
+    return (emitter.tensor(source),) if parts == values else ()
 
 
 @_emit("concat")

@@ -11,7 +11,7 @@ from frontends.program import Node, Value
 # FLOP of one element: exponential, logarithm, sum, product, quotient, comparison and root as one each
 _FLOP = {"silu": 4, "gelu": 4, "sigmoid": 3, "tanh": 3, "softplus": 3, "mish": 7, "where": 1}
 _ACTIVATIONS = frozenset("silu gelu relu sigmoid tanh softplus erf mish relu6 elu hardswish".split())
-_CORES = frozenset({"attention", "experts", "scan", "topk"})
+_CORES = frozenset({"attention", "mla", "experts", "scan", "topk"})
 
 
 def fused(flow: Flow) -> Flow:

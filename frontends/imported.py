@@ -1,7 +1,7 @@
 """From a program to a model: patterns, kernels, names, layers; the same for code and for files."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from frontends.dimensions import Dimensions
 from frontends.emission import Emitter
@@ -45,16 +45,15 @@ def to_model(program: Program, names: Names | None = None) -> Imported:
     dims = Dimensions(flow.nodes)
     naming = Naming(program, flow, dims, names or {})
     writer = Writer(program.name, Precision(), "rms")
-    emitter = Emitter(program, flow, naming, writer)
-    emitter.run()
+    prefill, decode = (_written(Emitter(program, flow, naming, writer, d)) for d in (False, True))
     derived = {name: Expression(text) for name, text in writer.derived.items()}
-    blocks = folded(emitter.operators)
-    graph = Graph(program.name, blocks, tuple(emitter.inputs.values()), derived).check()
+    prefill = replace(prefill, derived=derived).check()
+    alike = str(prefill) == str(replace(decode, derived=derived))
     return Imported(
         name=program.name,
         source=program.source,
-        prefill=graph,
-        decode=graph,
+        prefill=prefill,
+        decode=prefill if alike else replace(decode, derived=derived).check(),
         numbers=writer.numbers,
         family="",
         attention=" + ".join(writer.attention),
@@ -63,9 +62,16 @@ def to_model(program: Program, names: Names | None = None) -> Imported:
     )
 
 
+def _written(emitter: Emitter) -> Graph:
+    """The graph that *emitter* writes, repeated layers as one block."""
+    emitter.run()
+    blocks = folded(emitter.operators)
+    return Graph(emitter.program.name, blocks, tuple(emitter.inputs.values()))
+
+
 def _served(flow: Flow) -> Flow:
     """A step of serving needs the logits of each sequence's last position only."""
-    causal = any(node.op == "attention" and node["causal"] for node in flow.nodes)
+    causal = any(n.op in ("scan", "mla") or (n.op == "attention" and n["causal"]) for n in flow.nodes)
     if not causal:
         return flow
     replaced: dict[Node, list[Node]] = {}

@@ -134,6 +134,11 @@ def _tables(flow: Flow, dims: Dimensions) -> Role:
 def _attention(flow: Flow, dims: Dimensions) -> Role:
     found: Role = []
     for node in flow.nodes:
+        if node.op == "mla":
+            query, turned, latent, *_ = (dims.of[v] for v in node.inputs if v is not None)
+            found += zip(query, ("batch", "heads", "seq", "nope"), strict=True)
+            made = dims.of[node.output][3]
+            found += [(turned[3], "rope"), (latent[-1], "kv_rank"), (made, "value_dim")]
         if node.op != "attention":
             continue
         query, key, value = (dims.of[v] for v in node.inputs[:3] if v is not None)

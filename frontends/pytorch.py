@@ -1,6 +1,7 @@
 """PyTorch modules: exported by ``torch.export`` on tensors without content, lowered to a program."""
 
 import operator
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -170,6 +171,7 @@ class Lowering:
         self.names = names
         self.p = program
         self.values: dict[Any, Any] = {}
+        self.pieces: defaultdict[Any, list[tuple[Size, int, Value]]] = defaultdict(list)
 
     def program(self) -> Program:
         module = self.exported.graph_module
@@ -226,6 +228,8 @@ class Lowering:
             whole, index = node.args
             return self.values[whole][index]
         name = _name_of(node.target)
+        if name not in ATEN:  # in place or not is no matter
+            name = name.removesuffix("_")
         self.p.where = place_of(node)
         if name not in ATEN:
             raise self.p.refuse(
@@ -234,6 +238,21 @@ class Lowering:
                 "frontends.pytorch.ATEN",
             )
         return ATEN[name](self, Call(self, node))
+
+    def written(self, target: Any, update: Value) -> None:
+        """*update* is copied into *target*, a tensor or a slice of one; whole again when all of it
+        is written.
+        """
+        base = _base(target)
+        if base is target:
+            self.values[base] = update
+            return
+        whole, call = self.values[base], Call(self, target)
+        axis = call.get("dim", 0) % whole.rank
+        self.pieces[base].append((call.get("start", 0), axis, update))
+        pieces = sorted(self.pieces[base], key=lambda piece: str(piece[0]).zfill(20))
+        if sum(value.shape[axis] for _, axis, value in pieces) == whole.shape[axis]:
+            self.values[base] = self.p.concat([value for _, _, value in pieces], axis)
 
     def value(self, argument: Any, call: "Call") -> Value:
         """An operand as a value; a number becomes a constant."""
@@ -348,13 +367,25 @@ def _flat(arguments: Any) -> Iterator[Any]:
 def _live(graph: Any) -> set[Any]:
     """The nodes that the results of *graph* depend on."""
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
+    writers: defaultdict[Any, list[Any]] = defaultdict(list)
+    for node in graph.nodes:
+        if node.op == "call_function" and _name_of(node.target) == "copy_":
+            writers[_base(node.args[0])].append(node)
     live, todo = {output}, [output]
     while todo:
-        for node in todo.pop().all_input_nodes:
+        last = todo.pop()
+        for node in (*last.all_input_nodes, *writers.get(last, ())):
             if node not in live:
                 live.add(node)
                 todo.append(node)
     return live
+
+
+def _base(node: Any) -> Any:
+    """The tensor that *node* is a slice of."""
+    while node.op == "call_function" and _name_of(node.target) in ("slice", "narrow", "alias"):
+        node = node.args[0]
+    return node
 
 
 def _name_of(target: Any) -> str:
@@ -380,9 +411,16 @@ def aten(*names: str) -> Callable[[Rule], Rule]:
     return enter
 
 
-@aten(*"contiguous clone detach detach_ alias dropout feature_dropout lift_fresh_copy".split())
+@aten(*"contiguous clone detach alias dropout feature_dropout lift_fresh_copy".split())
 def _same(_: Lowering, call: Call) -> Value:
     return call.first
+
+
+@aten("copy_")
+def _copy(low: Lowering, call: Call) -> Value:
+    update: Value = call.arguments[1]
+    low.written(call.node.args[0], update)
+    return update
 
 
 @aten("to", "_to_copy", "type_as", "float", "bfloat16")
@@ -512,6 +550,11 @@ def _pad(low: Lowering, call: Call) -> Value:
     return x
 
 
+@aten("view_as_complex", "view_as_real")
+def _pairs(low: Lowering, call: Call) -> Value:
+    return low.p.add("pairs", [call.first], [call.shape], call.dtype)
+
+
 @aten("linear")
 def _linear(low: Lowering, call: Call) -> Value:
     x, weight = call.arguments[:2]
@@ -602,7 +645,7 @@ def _gather(low: Lowering, call: Call) -> Value:
     return low.p.add("gather", [call.first, call["index"]], [call.shape], axis=axis, along=True)
 
 
-@aten("index_copy", "index_add", "scatter", "scatter_add", "index_copy_", "index_put", "index_put_")
+@aten("index_copy", "index_add", "scatter", "scatter_add", "index_put")
 def _scatter(low: Lowering, call: Call) -> Value:
     if "indices" in call.options:
         return low.p.add("scatter", [call.first, call["values"]], [call.first.shape], axis=None)
@@ -716,7 +759,7 @@ _UNARY = {
 }
 _BINARY = {
     **{name: name for name in "add sub mul div pow maximum minimum rsub fmod remainder".split()},
-    **{name: name for name in ("eq", "ne", "lt", "le", "gt", "ge", "atan2", "floor_divide")},
+    **{name: name for name in "eq ne lt le gt ge atan2 floor_divide polar outer".split()},
     **{f"{kind}_{name}": name for kind in ("logical", "bitwise") for name in ("and", "or", "xor")},
     **{f"__{name}__": name for name in ("and", "or", "xor")},
     **{"clamp": "clamp", "clamp_min": "clamp", "clamp_max": "clamp", "less": "lt", "greater": "gt"},
@@ -734,13 +777,11 @@ def _elementwise(fn: str, operands: int) -> Rule:
 
 
 ATEN |= {name: _elementwise(fn, 1) for name, fn in _UNARY.items()}
-ATEN |= {name + "_": _elementwise(fn, 1) for name, fn in _UNARY.items()}
 ATEN |= {name: _elementwise(fn, 2) for name, fn in _BINARY.items()}
-ATEN |= {name + "_": _elementwise(fn, 2) for name, fn in _BINARY.items()}
 ATEN |= {"where": _elementwise("where", 3), "lerp": _elementwise("lerp", 3)}
 
 
-@aten("masked_fill", "masked_fill_")
+@aten("masked_fill")
 def _masked_fill(low: Lowering, call: Call) -> Value:
     x, mask, value = call.arguments[:3]
     return low.p.elementwise("where", mask, low.value(value, call), x, dtype=call.dtype)

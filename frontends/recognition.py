@@ -330,6 +330,38 @@ def _unrepeated(flow: Flow, value: Value | None) -> Value | None:
     return source if source is not None and source.rank == 4 else value
 
 
+def latents(flow: Flow) -> Found:
+    """Keys and values made from one latent vector per token, with a rotated part that all heads
+    share (DeepSeek-V2, 2024): ``mla``.
+    """
+    for node in flow.nodes:
+        joined = flow.maker.get(node.inputs[1]) if node.op == "attention" and node.inputs[1] else None
+        if joined is None or joined.op != "concat" or len(joined.inputs) != 2:
+            continue
+        query, (fixed, shared), value = node.inputs[0], joined.inputs, node.inputs[2]
+        up = flow.maker.get(flow.below(fixed)) if fixed else None
+        turned_query = turned(flow, query) if query else None
+        turned_key = turned(flow, flow.below(shared, frozenset({"expand"}))) if shared else None
+        if up is None or up.op != "project" or turned_query is None or turned_key is None:
+            continue
+        if value is None or flow.maker.get(flow.below(value)) is not up or up.inputs[0] is None:
+            continue
+        whole, nope = turned_query[0], fixed.shape[-1] if fixed else 0
+        parts = [_slice(node, whole, 0, nope), _slice(node, whole, nope, whole.shape[-1])]
+        rotated = tuple(Value(f"{v.name}.turned", v.shape, v.dtype) for v in (parts[1].output, turned_key[0]))
+        rotary = Node("rotary", (parts[1].output, turned_key[0]), rotated, {"share": 1.0}, node.where)
+        latent = flow.below(up.inputs[0], frozenset({"reshape"}))
+        inputs = (parts[0].output, rotated[0], latent, rotated[1], up.inputs[1])
+        yield node, [*parts, rotary, _like(node, "mla", inputs, heads=whole.shape[1], value=value.shape[-1])]
+
+
+def _slice(node: Node, value: Value, start: int, stop: int) -> Node:
+    """A part of the last axis of *value*."""
+    part = Value(f"{value.name}.{start}", (*value.shape[:-1], stop - start), value.dtype)
+    attributes = {"axis": value.rank - 1, "start": start, "stop": stop, "step": 1}
+    return Node("slice", (value,), (part,), attributes, node.where)
+
+
 # rotary positions
 
 
@@ -349,13 +381,16 @@ def turned(flow: Flow, value: Value) -> tuple[Value, float] | None:
     region, sources, tables = _region(flow, value)
     if len(sources) != 1 or not tables:
         return None
-    source = sources.pop()
-    while len(inner := [n for n in flow.readers[source] if n in region]) == 1:
-        if inner[0].op not in VIEWS - {"slice"}:
+    whole, source = None, sources.pop()
+    while True:
+        whole = source if source.shape == value.shape else whole
+        inner = [n for n in flow.readers[source] if n in region]
+        if len(inner) != 1 or inner[0].op not in VIEWS:
             break
         source = inner[0].output
-    if source.shape != value.shape:
+    if whole is None:
         return None
+    source = whole
     node = flow.maker[value]
     passed = 0
     if node.op == "concat":
@@ -387,7 +422,7 @@ def _region(flow: Flow, value: Value) -> tuple[set[Node], set[Value], set[Value]
 def _turns(flow: Flow, node: Node) -> bool:
     if node.op == "elementwise":
         return node["fn"] in _ARITHMETIC and not any(v and _weight(flow, v) for v in node.inputs)
-    return node.op in VIEWS or node.op == "concat"
+    return node.op in VIEWS or node.op in ("concat", "pairs")
 
 
 # mixtures of experts and recurrences
@@ -458,5 +493,6 @@ PATTERNS: tuple[Callable[[Flow], Found], ...] = (
     recurrences,
     attentions,
     caches,
+    latents,
     rotaries,
 )
