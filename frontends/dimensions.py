@@ -368,6 +368,38 @@ def _last(dims: Dimensions, node: Node) -> Sequence[Axes]:
     return [(x[0], *x[2:])]
 
 
+@_rule("conv")
+def _conv(dims: Dimensions, node: Node) -> Sequence[Axes]:
+    """Where windows do not overlap, a place of the input is a place of the result and a tap."""
+    x, weight, *bias = _inputs(dims, node)
+    if node["groups"] == 1:
+        dims.same(x[1], weight[1])
+    for axes in bias:
+        dims.same(weight[0], axes[-1])
+    places: list[Dim | None] = []
+    apart = is_patching(node)
+    for axis in range(2, len(x)):
+        place, taps, whole = Dim(node.output.shape[axis]), weight[axis], x[axis]
+        if apart and whole is not None:
+            parts = (place, taps) if taps is not None else (place,)
+            dims.same(whole, Dim(whole.root.size, parts) if taps is not None else place)
+        places.append(place)
+    return [(x[0], weight[0], *places)]
+
+
+def is_patching(node: Node) -> bool:
+    """Whether the windows of a convolution lie side by side and cover all of its input."""
+    x, weight = node.inputs[:2]
+    if x is None or weight is None:
+        return False
+    taps = weight.shape[2:]
+    covered = all(
+        one == other * size
+        for one, other, size in zip(x.shape[2:], node.output.shape[2:], taps, strict=True)
+    )
+    return covered and node["groups"] == 1 and tuple(node["strides"]) == taps
+
+
 @_rule("reduce")
 def _reduce(dims: Dimensions, node: Node) -> Sequence[Axes]:
     (x,) = _inputs(dims, node)

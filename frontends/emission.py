@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from frontends.dimensions import Dim, Dimensions
+from frontends.dimensions import Dim, Dimensions, is_patching
 from frontends.flow import Flow
 from frontends.fusion import is_activation
 from frontends.naming import Naming
@@ -53,14 +53,15 @@ class Emitter:
 
     def run(self) -> None:
         """Append every operator of the program."""
+        early = _early(self.flow) if self.decodes else frozenset[Value]()
         for node in self.flow.nodes:
-            rule = EMIT.get(node.op)
-            if rule is None:
+            if node.output in early or not any(v and self.is_data(v) for v in node.inputs):
+                continue
+            if node.op not in EMIT:
                 raise self.program.refuse(f"nothing is known of the cost of {node.op} at {node.where}")
-            if any(v is not None and self.is_data(v) for v in node.inputs):
-                rule(self, node)
+            EMIT[node.op](self, node)
         for value in self.flow.results:
-            if self.names(value)[-1:] == ("vocab",):
+            if value not in early and self.names(value)[-1:] == ("vocab",):
                 self.add(Sample(name=self.unique("sample"), inputs=(self.tensor(value),)))
 
     def is_data(self, value: Value) -> bool:
@@ -100,7 +101,12 @@ class Emitter:
 
     def placed(self, value: Value, heads: str) -> Tensor:
         """Queries, keys or values as ``batch seq heads head_dim``."""
-        return self.formed(value, ((0, "batch"), (2, "seq"), (1, heads), (3, "head_dim")))
+        return self.arranged(value, self.shaped(value, heads))
+
+    def shaped(self, value: Value, heads: str) -> tuple[str, ...]:
+        """The dimensions of queries, keys or values in that order."""
+        words = ((0, "batch"), (2, "seq"), (1, heads), (3, "head_dim"))
+        return tuple(self.axis(self.dims.of[value][i], word) for i, word in words)
 
     def formed(self, value: Value, axes: Iterable[tuple[int, str]]) -> Tensor:
         """The tensor of a value with one dimension for each of *axes*, in their order."""
@@ -111,7 +117,7 @@ class Emitter:
         if dim is None:
             return self.writer.dim(word, 1)
         names = self.named(dim.atoms)
-        return names[0] if len(names) == 1 else self.writer.derive(word, "*".join(names))
+        return names[0] if len(names) == 1 else self.derive(word, "*".join(names))
 
     def called(self, node: Node, otherwise: str) -> str:
         """A name for what *node* becomes: after the module of its weight."""
@@ -120,6 +126,10 @@ class Emitter:
         if scope and not name.startswith(scope):
             name = scope
         return self.unique(name or otherwise)
+
+    def derive(self, word: str, text: str) -> str:
+        """The dimension that is the expression *text*, called *word* if that is free."""
+        return self.naming.derive(self.writer, word, text)
 
     # tensors
 
@@ -138,7 +148,9 @@ class Emitter:
         dims, dtype = " ".join(self.names(value)), format_of(value)
         if value.kind == "weight":
             return Tensor.of(value.name, dims, dtype, "weight")
-        name = "tokens" if dims == "batch seq" and dtype.name == "int32" else value.name
+        whole = dtype.name == "int32"
+        name = value.name if value.kind == "input" else "positions" if whole else value.name
+        name = "tokens" if dims == "batch seq" and whole else name
         return self.inputs.setdefault(name, Tensor.of(name, dims, dtype))
 
     def add(self, operator: Operator, *values: Value) -> tuple[Tensor, ...]:
@@ -148,12 +160,13 @@ class Emitter:
         return operator.outputs
 
     def arranged(self, value: Value, names: tuple[str, ...]) -> Tensor:
-        """The tensor of a value with its dimensions in the order of *names*."""
+        """The tensor of a value under the dimensions *names*, in their order."""
         tensor = self.tensor(value)
         if tensor.dims == names:
             return tensor
         parts = (("", " ".join(names)),)
-        return self.add(View(name=self.unique(f"{tensor.name}.view"), inputs=(tensor,), parts=parts), value)[0]
+        view = View(name=self.unique(f"{tensor.name}.view"), inputs=(tensor,), parts=parts)
+        return self.add(view, value)[0]
 
     def alias(self, value: Value, source: Value) -> None:
         """*value* is *source*, if need be under other names."""
@@ -181,6 +194,41 @@ class Emitter:
         labels = _labels(self.flow, values)
         parts = tuple((label, " ".join(dims)) for label, dims in zip(labels, names, strict=True))
         self.add(View(name=self.unique(f"{whole.name}.split"), inputs=(whole,), parts=parts), *values)
+
+
+def _early(flow: Flow) -> frozenset[Value]:
+    """What an encoder makes, once: the values that no recurrence and no masked attention reads the
+    input of.
+    """
+    late: set[Value] = set()
+    own = {v for n in flow.nodes if is_causal(n) for v in _roots(flow, n)}
+    if not own:
+        return frozenset()
+    for node in flow.nodes:
+        if any(v in own or v in late for v in node.inputs):
+            late.update(node.outputs)
+    made = {v for n in flow.nodes for v in n.outputs} - late
+    return frozenset(v for v in made if any(r.kind == "input" for r in _roots(flow, flow.maker[v])))
+
+
+def is_causal(node: Node) -> bool:
+    """Whether an operator goes along a sequence token by token."""
+    return node.op in ("scan", "mla") or (node.op == "attention" and bool(node["causal"]))
+
+
+def _roots(flow: Flow, node: Node) -> set[Value]:
+    """The inputs that *node* depends on by its first operands, sequence by sequence."""
+    seen, todo = set[Value](), [v for v in node.inputs[:1] if v is not None]
+    while todo:
+        value = todo.pop()
+        maker = flow.maker.get(value)
+        if value in seen:
+            continue
+        seen.add(value)
+        if maker is not None:
+            crosses = maker.op == "attention" and not maker["causal"]
+            todo += [v for v in (maker.inputs[:1] if crosses else maker.inputs) if v is not None]
+    return {value for value in seen if value.kind == "input"}
 
 
 def _labels(flow: Flow, values: Sequence[Value]) -> list[str]:
@@ -286,7 +334,7 @@ def _joined(emitter: Emitter, name: str, outer: Sequence[Sequence[Dim]]) -> str:
         text = "*".join(emitter.named(atom for dim in dims for atom in dim.atoms))
         terms[text] = terms.get(text, 0) + 1
     text = " + ".join(f"{count}*{term}" if count > 1 else term for term, count in terms.items())
-    return emitter.writer.derive(name.rpartition(".")[2], text)
+    return emitter.derive(name.rpartition(".")[2], text)
 
 
 def _biases(
@@ -302,26 +350,63 @@ def _biases(
 
 @_emit("attention")
 def _attention(emitter: Emitter, node: Node) -> None:
+    early = _early(emitter.flow)
+    name = emitter.scoped(node, "attention")
+    crosses = any(v in early for v in node.inputs[1:3]) and node.output not in early
+    if crosses:
+        _cross_attention(emitter, node, name)
+        return
     words = ("heads", "kv_heads", "kv_heads")
     query, key, value = (
         emitter.placed(v, word) for v, word in zip(node.inputs, words, strict=False) if v is not None
     )
     sinks = tuple(emitter.tensor(v) for v in node.inputs[4:5] if v is not None)
     emitter.writer.attends(_kind(node))
-    name = emitter.scoped(node, "attention")
     if not node["causal"]:
         operator: Operator = UnmaskedAttention(name=name, inputs=(query, key, value))
     else:
         window = emitter.writer.dim("window", node["window"]) if node["window"] else None
         places = "context"
         if window:
-            places = emitter.writer.derive("context.window", f"min(context, {window})")
+            places = emitter.derive("context.window", f"min(context, {window})")
         caches = tuple(
             Tensor.of(f"{name}.{label}_cache", " ".join(("batch", places, *t.dims[-2:])), t.format, "cache")
             for label, t in (("k", key), ("v", value))
         )
         operator = Attention(name=name, inputs=(query, key, value, *sinks, *caches), window=window)
     emitter.add(operator, node.output)
+
+
+def _cross_attention(emitter: Emitter, node: Node, name: str) -> None:
+    """Keys and values of what an encoder made: kept by the step that makes them."""
+    query, *pair = (v for v in node.inputs[:3] if v is not None)
+    shapes = [emitter.shaped(v, "kv_heads") for v in pair]
+    caches = tuple(
+        Tensor.of(f"{name}.{label}_cache", " ".join(dims), format_of(v), "cache")
+        for label, dims, v in zip("kv", shapes, pair, strict=True)
+    )
+    made = () if emitter.decodes else tuple(emitter.placed(v, "kv_heads") for v in pair)
+    inputs = (emitter.placed(query, "heads"), *made, *caches)
+    emitter.add(UnmaskedAttention(name=name, inputs=inputs), node.output)
+
+
+@_emit("conv")
+def _conv(emitter: Emitter, node: Node) -> None:
+    """A product over the places that each place sees."""
+    x, weight, *bias = (v for v in node.inputs if v is not None)
+    if node["groups"] != 1:
+        raise emitter.program.refuse(f"a convolution in {node['groups']} groups at {node.where}")
+    source, matrix = emitter.tensor(x), emitter.tensor(weight)
+    made, *inner = matrix.dims
+    out = emitter.names(node.output)
+    places = [dim for dim in out if dim != made]
+    if not is_patching(node):
+        parts = (("", " ".join((*places, *inner))),)
+        seen = View(name=emitter.scoped(node, "windows"), inputs=(source,), parts=parts)
+        (source,) = emitter.add(seen)
+    pattern = f"{' '.join(source.dims)}, {' '.join(matrix.dims)} -> {' '.join((*places, made))}"
+    inputs = (source, matrix, *(emitter.tensor(v) for v in bias))
+    emitter.add(Einsum(name=emitter.called(node, "conv"), inputs=inputs, pattern=pattern), node.output)
 
 
 @_emit("mla")
@@ -339,7 +424,7 @@ def _latent_attention(emitter: Emitter, node: Node) -> None:
     rank, rope = parts[2].dims[-1], parts[3].dims[-1]
     own = emitter.axis(emitter.dims.of[node.output][3], "value_dim")
     name = emitter.scoped(node, "attention")
-    width = writer.derive("latent", f"{rank} + {rope}")
+    width = emitter.derive("latent", f"{rank} + {rope}")
     cache = Tensor.of(f"{name}.latent_cache", f"batch context {width}", parts[2].format, "cache")
     head, nope = parts[0].dims[2:]
     keys = Tensor.of(f"{up.name}.k", f"{head} {nope} {rank}", format_of(up), "weight")
@@ -454,7 +539,7 @@ def _experts(emitter: Emitter, node: Node) -> None:
     wide, narrow = (2, 1) if node["transposed"] else (1, 2)
     experts, ffn = _of_weight(emitter, up, 0), _of_weight(emitter, down, narrow)
     writer.inactive[experts] = topk
-    columns = writer.derive("expert_gate_up", f"2*{ffn}") if node["gated"] else ffn
+    columns = emitter.derive("expert_gate_up", f"2*{ffn}") if node["gated"] else ffn
     (rows,) = emitter.add(Dispatch(name=scope("dispatch"), inputs=(tokens, routes)))
     rows = _grouped(emitter, node, "up", (rows, up, up_bias), (experts, rows.dims[-1], columns))
     activation = Activation(
@@ -502,7 +587,7 @@ def _convolve(emitter: Emitter, node: Node) -> None:
     x, weight, *bias = (v for v in node.inputs if v is not None)
     signal, taps = emitter.tensor(x), emitter.names(weight)[-1]
     emitter.writer.numbers.setdefault(taps, int(weight.shape[-1]))
-    tail = emitter.writer.derive("tail", f"{taps} - 1")
+    tail = emitter.derive("tail", f"{taps} - 1")
     name = emitter.scoped(node, "conv")
     weights = tuple(emitter.tensor(v) for v in (weight, *bias))
     channels = " ".join(dim for dim in signal.dims if dim not in ("batch", "seq"))
@@ -535,7 +620,10 @@ def _linear_attention(kind: type[LinearAttention], places: str, chunk: int) -> E
             inputs=(*parts, *(emitter.tensor(v) for v in rest), state),
             chunk=emitter.writer.dim("chunk", node["chunk"] or chunk),
         )
-        emitter.add(operator, node.output)
+        (out,) = emitter.add(operator, node.output)
+        names = emitter.names(node.output)
+        if set(names) != set(out.dims):
+            emitter.arranged(node.output, names)
 
     return rule
 

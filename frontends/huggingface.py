@@ -97,7 +97,7 @@ def _shortened(config: Any, layers: int) -> Any:
     text = config.get_text_config()
     whole = text.num_hidden_layers
     for key, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == whole:
+        if isinstance(value, list | str) and len(value) == whole:
             setattr(text, key, value[:layers])
     text.num_hidden_layers = layers
     return config
@@ -115,21 +115,30 @@ def _build(config: Any) -> tuple[Any, dict[str, Any]]:
     auto = _auto_class(config)
     dtype = torch.float16 if config.dtype == torch.float16 else torch.bfloat16
     with torch.device("meta"):
-        model = auto.from_config(config, dtype=dtype, attn_implementation="opgraph").eval()
-        tokens = torch.zeros(_BATCH, _SEQ, dtype=torch.long)
-        inputs: dict[str, Any] = {"input_ids": tokens}
-        if model.main_input_name == "pixel_values":
-            size = config.image_size
-            inputs = {"pixel_values": torch.zeros(_BATCH, config.num_channels, size, size, dtype=dtype)}
-        elif model.main_input_name == "input_features":
-            frames = 2 * config.max_source_positions
-            sound = torch.zeros(_BATCH, config.num_mel_bins, frames, dtype=dtype)
-            inputs = {"input_features": sound, "decoder_input_ids": tokens}
-        elif config.is_encoder_decoder:
-            inputs["decoder_input_ids"] = tokens
+        try:
+            model = auto.from_config(config, dtype=dtype, attn_implementation="opgraph")
+        except (KeyError, ValueError):  # a file that has its attention to itself
+            model = auto.from_config(config, dtype=dtype)
+        inputs = _example(model.eval(), config, dtype)
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("opgraph")
-    return model, inputs | {"use_cache": False, "return_dict": False} if "use_cache" in _parameters(model) else inputs
+    fixed = {"use_cache": False, "return_dict": False} if "use_cache" in _parameters(model) else {}
+    return model, inputs | fixed
+
+
+def _example(model: Any, config: Any, dtype: Any) -> dict[str, Any]:
+    """Inputs by what the model's main one is: tokens, an image or sound."""
+    import torch
+
+    tokens = torch.zeros(_BATCH, _SEQ, dtype=torch.long)
+    if model.main_input_name == "pixel_values":
+        size = config.image_size
+        return {"pixel_values": torch.zeros(_BATCH, config.num_channels, size, size, dtype=dtype)}
+    if model.main_input_name == "input_features":
+        shape = (_BATCH, config.num_mel_bins, 2 * config.max_source_positions)
+        return {"input_features": torch.zeros(shape, dtype=dtype), "decoder_input_ids": tokens}
+    both = {"decoder_input_ids": tokens} if config.is_encoder_decoder else {}
+    return {"input_ids": tokens, **both}
 
 
 def _parameters(model: Any) -> set[str]:
@@ -143,9 +152,9 @@ def _auto_class(config: Any) -> Any:
     from transformers.models.auto import modeling_auto
 
     for table, name in (
-        ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "AutoModelForCausalLM"),
         ("MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES", "AutoModelForSpeechSeq2Seq"),
         ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "AutoModelForSeq2SeqLM"),
+        ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "AutoModelForCausalLM"),
         ("MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES", "AutoModelForImageClassification"),
     ):
         if config.model_type in getattr(modeling_auto, table):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from frontends.dimensions import Dimensions
-from frontends.emission import Emitter
+from frontends.emission import Emitter, is_causal
 from frontends.flow import Flow, simplified
 from frontends.folding import folded
 from frontends.fusion import fused
@@ -71,8 +71,7 @@ def _written(emitter: Emitter) -> Graph:
 
 def _served(flow: Flow) -> Flow:
     """A step of serving needs the logits of each sequence's last position only."""
-    causal = any(n.op in ("scan", "mla") or (n.op == "attention" and n["causal"]) for n in flow.nodes)
-    if not causal:
+    if not any(map(is_causal, flow.nodes)):
         return flow
     replaced: dict[Node, list[Node]] = {}
     for result in flow.results:

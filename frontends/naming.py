@@ -68,7 +68,7 @@ class Naming:
         """What an atom is called in *writer*, where it is declared."""
         root = dim.root
         if root.how == "sum" and root.parts:
-            return writer.derive("joined", expression(root, lambda d: self.name(d, writer)))
+            return self.derive(writer, "joined", expression(root, lambda d: self._term(d, writer)))
         word = self.words.get(root)
         if word in OPEN:
             return str(word)
@@ -81,6 +81,12 @@ class Naming:
             return name
         return writer.dim(word, root.size)
 
+    def _term(self, dim: Dim, writer: Writer) -> str:
+        """A part of a sum: one that nobody named is its size."""
+        size = dim.root.size
+        known = dim.root in self.words or dim.root.parts or not isinstance(size, int)
+        return self.name(dim, writer) if known else str(size)
+
     def _symbolic(self, dim: Dim, writer: Writer, word: str | None) -> str:
         known = {str(d.size): w for d, w in self.words.items() if w in OPEN}
         text = str(dim.size)
@@ -92,7 +98,18 @@ class Naming:
                 f"{self.program.name}: nothing says what the open size {dim.size} is"
                 f"{self._origin(dim)}; call it batch or seq with names={{…}}"
             )
-        return writer.derive(word or "places", text)
+        return self.derive(writer, word or "places", text)
+
+    def derive(self, writer: Writer, word: str, text: str) -> str:
+        """The dimension that is the expression *text*, called *word*; numbered where that is taken.
+
+        In an expression a qualifier does not begin with a digit.
+        """
+        name, number = word, 1
+        while name in writer.numbers or writer.derived.setdefault(name, text) != text:
+            number += 1
+            name = f"{word}.n{number}"
+        return name
 
     def _origin(self, dim: Dim) -> str:
         return f" ({dim.origin[0].name}, axis {dim.origin[1]})" if dim.origin else ""

@@ -291,6 +291,18 @@ def _offset(flow: Flow, value: Value) -> int:
     return max((abs(number) for number in constants), default=0)
 
 
+def scales(flow: Flow) -> Found:
+    """Queries and keys times a constant: a part of the softmax."""
+    heads = {v for n in flow.nodes if n.op == "attention" for v in n.inputs[:2] if v is not None}
+    for value in heads:
+        node = flow.maker.get(flow.below(value))
+        if node is None or flow.op(node.output) not in ("mul", "div") or len(node.inputs) != 2:
+            continue
+        x, factor = node.inputs
+        if _is_constant(factor) and factor is not None and not factor.shape:
+            yield node, [_like(node, "cast", (x,))]
+
+
 def caches(flow: Flow) -> Found:
     """Keys and values of attention without the earlier ones joined to them, and without copies
     for the queries of a group.
@@ -493,6 +505,7 @@ PATTERNS: tuple[Callable[[Flow], Found], ...] = (
     recurrences,
     attentions,
     caches,
+    scales,
     latents,
     rotaries,
 )
