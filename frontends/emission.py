@@ -5,7 +5,7 @@ from functools import partial
 
 from frontends.dimensions import Dim, Dimensions, is_patching
 from frontends.flow import Flow
-from frontends.fusion import is_activation
+from frontends.fusion import is_activation, is_causal
 from frontends.naming import Naming
 from frontends.program import Node, Program, Value
 from frontends.writer import Writer
@@ -95,9 +95,15 @@ class Emitter:
         return self.unique(f"{scope}.{name}" if scope else name)
 
     def together(self, node: Node) -> str:
-        """A name for several projections at once."""
-        names = [v.name.rpartition(".")[0] for v in node.inputs if v is not None and v.kind == "weight"]
-        return "_".join([names[0], *(name.rpartition(".")[2] for name in names[1:])])
+        """A name for several projections at once: ``q_k_v_proj``."""
+        paths = [v.name.rpartition(".")[0] for v in node.inputs[1::2] if v is not None]
+        scope, _, first = paths[0].rpartition(".")
+        words = [first, *(path.rpartition(".")[2] for path in paths[1:])]
+        suffix = f"_{first.rpartition('_')[2]}" if "_" in first else ""
+        if suffix and all(word.endswith(suffix) for word in words):
+            words = [*(word.removesuffix(suffix) for word in words[:-1]), words[-1]]
+        name = "_".join(words)
+        return f"{scope}.{name}" if scope else name
 
     def placed(self, value: Value, heads: str) -> Tensor:
         """Queries, keys or values as ``batch seq heads head_dim``."""
@@ -209,11 +215,6 @@ def _early(flow: Flow) -> frozenset[Value]:
             late.update(node.outputs)
     made = {v for n in flow.nodes for v in n.outputs} - late
     return frozenset(v for v in made if any(r.kind == "input" for r in _roots(flow, flow.maker[v])))
-
-
-def is_causal(node: Node) -> bool:
-    """Whether an operator goes along a sequence token by token."""
-    return node.op in ("scan", "mla") or (node.op == "attention" and bool(node["causal"]))
 
 
 def _roots(flow: Flow, node: Node) -> set[Value]:

@@ -129,6 +129,11 @@ def is_activation(names: Sequence[str]) -> bool:
     return not _ACTIVATIONS.isdisjoint(names)
 
 
+def is_causal(node: Node) -> bool:
+    """Whether an operator goes along a sequence token by token."""
+    return node.op in ("scan", "mla") or (node.op == "attention" and bool(node["causal"]))
+
+
 def _ordered(flow: Flow) -> Flow:
     """The nodes in an order in which each comes after what it reads."""
     ready: set[Value] = set()

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from frontends.dimensions import Dimensions
-from frontends.emission import Emitter, is_causal
+from frontends.emission import Emitter
 from frontends.flow import Flow, simplified
 from frontends.folding import folded
-from frontends.fusion import fused
+from frontends.fusion import fused, is_causal
 from frontends.naming import Names, Naming
 from frontends.precision import Precision
 from frontends.program import Node, Program, Value

@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 
 from frontends.dimensions import SCANS, Dim, Dimensions
 from frontends.flow import Flow
-from frontends.fusion import is_activation
+from frontends.fusion import is_activation, is_causal
 from frontends.program import Node, Program, Value
 from frontends.writer import Writer
 from hardware import SpecError
@@ -30,7 +30,7 @@ class Naming:
         self.program, self.flow, self.dims = program, flow, dims
         self.words: dict[Dim, str] = {}
         self._given(names)
-        for role in (_tokens, _tables, _attention, _experts, _scans, _residual, _channels, _heads):
+        for role in (_tokens, _tables, _attention, _experts, _scans, _residual, _windows, _channels, _heads):
             for dim, word in role(flow, dims):
                 self._call(dim, word)
         self.unnamed: dict[str, str] = {}
@@ -206,7 +206,8 @@ def _residual(flow: Flow, dims: Dimensions) -> Role:
         if node.op == "norm" and len(node.outputs) > 1:
             found.append((dims.of[node.output][-1], "model"))
     for value in (v for node in flow.nodes for v in node.inputs if v is not None):
-        if value.kind == "input" and value.rank == 3 and value.dtype not in ("int64", "bool"):
+        floats = value.dtype not in ("int64", "int32", "bool") and value.rank == 3
+        if value.kind == "input" and floats and not any(n.op == "conv" for n in flow.readers[value]):
             found += zip(dims.of[value], ("batch", "seq", "model"), strict=True)
     return found
 
@@ -228,10 +229,22 @@ def _above(flow: Flow, value: Value) -> Node | None:
     return flow.maker.get(flow.below(value))
 
 
+def _windows(flow: Flow, dims: Dimensions) -> Role:
+    """Of a convolution: channels, and the taps of its window along each axis."""
+    found: Role = []
+    for node in flow.nodes:
+        if node.op == "conv" and node.inputs[1] is not None:
+            made, inner, *taps = dims.of[node.inputs[1]]
+            found += [(made, "model"), (inner, "channels"), *((tap, "taps") for tap in taps)]
+            found += [(place, "places") for place in dims.of[node.output][2:]]
+    return found
+
+
 def _heads(flow: Flow, dims: Dimensions) -> Role:
     """The last product of a model of tokens is over its vocabulary."""
+    word = "vocab" if any(map(is_causal, flow.nodes)) else "classes"
     return [
-        (dims.of[value][-1], "vocab")
+        (dims.of[value][-1], word)
         for value in flow.results
         if (node := _above(flow, value)) is not None and node.op in ("project", "map")
     ]

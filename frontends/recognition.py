@@ -188,26 +188,81 @@ def attentions(flow: Flow) -> Found:
         last = _weighted_sum(flow, node.output)
         if scores is None or last is None:
             continue
-        (query, key), (terms, result) = scores.inputs, str(scores["equation"]).split("->")
-        first, second = terms.split(",")
-        (closed,) = set(first) & set(second) - set(result) or {""}
-        (places,) = set(second) - set(first) or {""}
-        if not closed or not places:
+        first, second, result = _terms(scores)
+        weights, values, out = _terms(last)
+        probabilities, value = last.inputs
+        if not _comes_from(flow, probabilities, node):
+            (weights, values), value = (values, weights), probabilities
+        lead = "".join(letter for letter in first if letter in second and letter in result)
+        own, places = _only(first, lead, result), _only(second, lead, result)
+        closed, made = _only(second, result), _only(values, weights)
+        late = "".join(letter for letter in values if letter in weights and letter in out)
+        if len(lead) != 2 or not all((own, places, closed, made)):
             continue
-        lead = [letter for letter in result if letter in first and letter in second]
-        (seq,) = set(first) - set(second) or {""}
-        q = _arranged(query, first, [*lead, seq, closed])
-        k = _arranged(key, second, [*lead, places, closed])
-        terms, out = str(last["equation"]).split("->")
-        own, other = terms.split(",")
-        (value,) = (v for v in last.inputs if v is not _probabilities(flow, last, node))
-        del own, other, out
-        yield from _attention(flow, last, (q, k, value, mask, sinks))
+        keys = _only(values, late + made)
+        operands = (
+            (scores.inputs[0], first, lead + own + closed),
+            (scores.inputs[1], second, lead + places + closed),
+            (value, values, late + keys + made),
+        )
+        seq = _only(weights, late + keys)
+        yield last, _spelled(last, operands, (mask, sinks), (late + seq + made, out))
 
 
-def _attention(flow: Flow, last: Node, inputs: tuple[Value | None, ...]) -> Found:
-    causal, window = visible(flow, inputs[3]) if inputs[3] else (False, 0)
-    yield last, [_like(last, "attention", inputs, causal=causal, window=window)]
+def _terms(node: Node) -> tuple[str, str, str]:
+    terms, _, result = str(node["equation"]).partition("->")
+    first, second = terms.split(",")
+    return first, second, result
+
+
+def _only(letters: str, without: str, among: str = "") -> str:
+    """The one letter that is not in *without*, and is in *among* if that is given."""
+    found = [x for x in letters if x not in without and (not among or x in among)]
+    return found[0] if len(found) == 1 else ""
+
+
+def _spelled(
+    last: Node,
+    operands: tuple[tuple[Value | None, str, str], ...],
+    rest: tuple[Value | None, ...],
+    order: tuple[str, str],
+) -> list[Node]:
+    """Attention with its operands' axes, and those of its result, in the usual order."""
+    nodes: list[Node] = []
+    inputs: list[Value | None] = []
+    for value, have, want in operands:
+        if value is not None and have != want:
+            turn = _transposed(last, value, [have.index(letter) for letter in want])
+            nodes.append(turn)
+            value = turn.output
+        inputs.append(value)
+    made, wanted = order
+    attributes = {"causal": False, "window": 0}
+    if made == wanted:
+        return [*nodes, _like(last, "attention", (*inputs, *rest), **attributes)]
+    turned_back = [made.index(letter) for letter in wanted]
+    shape = [0] * len(made)
+    for place, axis in enumerate(turned_back):
+        shape[axis] = last.output.shape[place]
+    result = Value(f"{last.output.name}.heads", tuple(shape), last.output.dtype)
+    node = Node("attention", (*inputs, *rest), (result,), attributes, last.where)
+    return [*nodes, node, _like(last, "transpose", (result,), order=tuple(turned_back))]
+
+
+def _transposed(node: Node, value: Value, order: list[int]) -> Node:
+    shape = tuple(value.shape[axis] for axis in order)
+    turned_value = Value(f"{value.name}.turned{''.join(map(str, order))}", shape, value.dtype)
+    return Node("transpose", (value,), (turned_value,), {"order": tuple(order)}, node.where)
+
+
+def _comes_from(flow: Flow, value: Value | None, softmax: Node) -> bool:
+    while value is not None and (node := flow.maker.get(value)) is not None:
+        if node is softmax:
+            return True
+        if node.op not in ("slice", "cast", "reshape", "elementwise"):
+            break
+        value = node.inputs[0]
+    return False
 
 
 def _scores(flow: Flow, value: Value | None) -> tuple[Node | None, Value | None, Value | None]:
@@ -241,23 +296,6 @@ def _weighted_sum(flow: Flow, value: Value) -> Node | None:
             return None
         value = node.output
     return None
-
-
-def _probabilities(flow: Flow, last: Node, softmax: Node) -> Value | None:
-    for value in last.inputs:
-        below = value
-        while below is not None and (node := flow.maker.get(below)) is not None:
-            if node is softmax:
-                return value
-            if node.op not in ("slice", "cast", "reshape", "elementwise"):
-                break
-            below = node.inputs[0]
-    return None
-
-
-def _arranged(value: Value | None, letters: str, order: list[str]) -> Value | None:
-    del letters, order
-    return value
 
 
 def visible(flow: Flow, mask: Value) -> tuple[bool, int]:
