@@ -91,8 +91,7 @@ class Emitter:
 
     def scoped(self, node: Node, name: str) -> str:
         """*name* in the module that *node* comes from."""
-        scope = node.where.partition(",")[0]
-        return self.unique(f"{scope}.{name}" if scope else name)
+        return self.unique(f"{node.scope}.{name}" if node.scope else name)
 
     def together(self, node: Node) -> str:
         """A name for several projections at once: ``q_k_v_proj``."""
@@ -128,7 +127,7 @@ class Emitter:
     def called(self, node: Node, otherwise: str) -> str:
         """A name for what *node* becomes: after the module of its weight."""
         weights = [v for v in node.inputs if v is not None and v.kind == "weight"]
-        name, scope = weights[0].name.rpartition(".")[0] if weights else "", node.where.partition(",")[0]
+        name, scope = weights[0].name.rpartition(".")[0] if weights else "", node.scope
         if scope and not name.startswith(scope):
             name = scope
         return self.unique(name or otherwise)

@@ -47,9 +47,9 @@ def _residuals(flow: Flow) -> Flow:
         total = flow.maker.get(norm.inputs[0]) if norm.op == "norm" and norm.inputs[0] else None
         if total is None or total in replaced or flow.op(total.output) != "add":
             continue
-        if any(v is None or v not in flow.maker or v.shape != total.output.shape for v in total.inputs):
+        if any(v is None or v.kind in ("weight", "constant") or v.shape != total.output.shape for v in total.inputs):
             continue
-        makers = {v: order[flow.maker[v]] for v in total.inputs if v is not None}
+        makers = {v: order.get(flow.maker.get(v), -1) for v in total.inputs if v is not None}  # type: ignore[arg-type]
         residual, delta = sorted(makers, key=makers.__getitem__) if len(makers) == 2 else (None, None)
         if residual is None:
             continue

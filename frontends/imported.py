@@ -40,8 +40,8 @@ def to_model(program: Program, names: Names | None = None) -> Imported:
     ------
     SpecError : an operator or an open size that has no meaning here; *names* that do not fit.
     """
-    flow = simplified(Flow(program.nodes, program.outputs))
-    flow = fused(_served(recognised(flow)))
+    flow = recognised(simplified(Flow(program.nodes, program.outputs)))
+    flow = fused(_served(_uncached(flow)))
     dims = Dimensions(flow.nodes)
     naming = Naming(program, flow, dims, names or {})
     writer = Writer(program.name, Precision(), "rms")
@@ -67,6 +67,18 @@ def _written(emitter: Emitter) -> Graph:
     emitter.run()
     blocks = folded(emitter.operators)
     return Graph(emitter.program.name, blocks, tuple(emitter.inputs.values()))
+
+
+def _uncached(flow: Flow) -> Flow:
+    """Caches are the simulator's own: those that the program hands back are no results."""
+
+    def is_cache(value: Value) -> bool:
+        node = flow.maker.get(flow.below(value))
+        first = node.inputs[0] if node is not None and node.op in ("concat", "scatter") else None
+        return first is not None and flow.below(first).kind == "input"
+
+    kept = [value for value in flow.results if not is_cache(value)]
+    return Flow(flow.nodes, kept or flow.results)
 
 
 def _served(flow: Flow) -> Flow:

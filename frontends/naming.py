@@ -30,7 +30,7 @@ class Naming:
         self.program, self.flow, self.dims = program, flow, dims
         self.words: dict[Dim, str] = {}
         self._given(names)
-        for role in (_tokens, _tables, _attention, _experts, _scans, _residual, _windows, _channels, _heads):
+        for role in (_tokens, _tables, _attention, _experts, _scans, _residual, _windows, _channels, _heads, _leading):
             for dim, word in role(flow, dims):
                 self._call(dim, word)
         self.unnamed: dict[str, str] = {}
@@ -159,7 +159,9 @@ def _attention(flow: Flow, dims: Dimensions) -> Role:
         if node.op != "attention":
             continue
         query, key, value = (dims.of[v] for v in node.inputs[:3] if v is not None)
-        found += zip(query, ("batch", "heads", "seq" if node["causal"] else "places", "head_dim"), strict=True)
+        is_open = query[2] is not None and not isinstance(query[2].root.size, int)
+        places = "seq" if node["causal"] or is_open else "places"
+        found += zip(query, ("batch", "heads", places, "head_dim"), strict=True)
         found += [(key[1], "kv_heads"), (key[2], "places")]
         same = value[3] is not None and query[3] is not None and value[3].root.size == query[3].root.size
         found += [(value[3], "head_dim" if same else "value_dim")]
@@ -227,6 +229,12 @@ def _channels(flow: Flow, dims: Dimensions) -> Role:
 
 def _above(flow: Flow, value: Value) -> Node | None:
     return flow.maker.get(flow.below(value))
+
+
+def _leading(flow: Flow, dims: Dimensions) -> Role:
+    """What comes in comes sequence by sequence."""
+    values = (v for node in flow.nodes for v in node.inputs if v is not None and v.kind == "input")
+    return [(dims.of[value][0], "batch") for value in values if value.rank]
 
 
 def _windows(flow: Flow, dims: Dimensions) -> Role:

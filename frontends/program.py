@@ -65,6 +65,11 @@ class Node:
         return self.attributes[attribute]
 
     @property
+    def scope(self) -> str:
+        """The module or the node of the user's that it comes from: *where* up to a bracket."""
+        return self.where.partition(" (")[0]
+
+    @property
     def output(self) -> Value:
         """The first output."""
         return self.outputs[0]
@@ -318,7 +323,7 @@ class Program:
 
     def refuse(self, what: str, way_out: str = "") -> SpecError:
         """The error for something at the present place that has no meaning here."""
-        place = f" (at {self.where})" if self.where else ""
+        place = f" at {self.where}" if self.where else ""
         return SpecError(f"{self.name}: {what}{place}{'; ' + way_out if way_out else ''}")
 
     def _name(self) -> str:

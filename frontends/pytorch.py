@@ -351,7 +351,7 @@ def place_of(node: Any) -> str:
     lines = [line for line in (node.meta.get("stack_trace") or "").splitlines() if "File" in line]
     parts = lines[-1].split('"')[1:] if lines else ()
     file = f"{parts[0].rpartition('/')[2]}{parts[1].split(', in')[0].replace(', line ', ':')}" if parts else ""
-    return ", ".join(filter(None, (module, file)))
+    return f"{module} ({file})" if file else module
 
 
 def _flat(arguments: Any) -> Iterator[Any]:

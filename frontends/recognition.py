@@ -201,9 +201,9 @@ def attentions(flow: Flow) -> Found:
             continue
         keys = _only(values, late + made)
         operands = (
-            (scores.inputs[0], first, lead + own + closed),
-            (scores.inputs[1], second, lead + places + closed),
-            (value, values, late + keys + made),
+            (*_straight(flow, scores.inputs[0], first), lead + own + closed),
+            (*_straight(flow, scores.inputs[1], second), lead + places + closed),
+            (*_straight(flow, value, values), late + keys + made),
         )
         seq = _only(weights, late + keys)
         yield last, _spelled(last, operands, (mask, sinks), (late + seq + made, out))
@@ -247,6 +247,14 @@ def _spelled(
     result = Value(f"{last.output.name}.heads", tuple(shape), last.output.dtype)
     node = Node("attention", (*inputs, *rest), (result,), attributes, last.where)
     return [*nodes, node, _like(last, "transpose", (result,), order=tuple(turned_back))]
+
+
+def _straight(flow: Flow, value: Value | None, letters: str) -> tuple[Value | None, str]:
+    """*value* before its axes were transposed, and the letters of these."""
+    while value is not None and (node := flow.maker.get(value)) and node.op == "transpose":
+        places = dict(zip(node["order"], letters, strict=True))
+        value, letters = node.inputs[0], "".join(places[axis] for axis in range(len(letters)))
+    return value, letters
 
 
 def _transposed(node: Node, value: Value, order: list[int]) -> Node:
