@@ -1,13 +1,14 @@
-"""Dimensions from structure: which axes of a program's values are the same, and what they consist of.
+"""Dimensions from structure: which axes of a program's values are the same, and of what they are.
 
 Equal dimensions are unified through every operator. A reshape makes one dimension the product of
 others, a split or a concatenation the sum of others; what is left are *atoms*.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Literal
+from typing import Literal
 
 from frontends.program import Node, Shape, Size, Value
 
@@ -156,10 +157,8 @@ class Dimensions:
             return one or other
         if one.root.size != other.root.size:
             return one if other.root.size == 1 else other
-        try:
+        with suppress(Unlike):
             unify(one, other)
-        except Unlike:
-            pass
         return one
 
     def _source(self, value: Value) -> tuple[Dim | None, ...]:
@@ -240,13 +239,13 @@ def _expand(dims: Dimensions, node: Node) -> Sequence[Axes]:
 @_rule("reshape")
 def _reshape(dims: Dimensions, node: Node) -> Sequence[Axes]:
     (x,) = _inputs(dims, node)
-    source = node.inputs[0]
-    assert source is not None
     result: list[Dim | None] = [None] * node.output.rank
-    for ins, outs in aligned(source.shape, node.output.shape):
+    for ins, outs in aligned(node.operand().shape, node.output.shape):
         before = [d for axis in ins if (d := x[axis]) is not None]
         after = [axis for axis in outs if node.output.shape[axis] != 1] or outs[:1]
-        for axis, dim in zip(after, _reshaped(before, [node.output.shape[a] for a in after]), strict=False):
+        for axis, dim in zip(
+            after, _reshaped(before, [node.output.shape[a] for a in after]), strict=False
+        ):
             result[axis] = dim
     return [tuple(result)]
 
@@ -276,12 +275,10 @@ def _reshaped(before: list[Dim], sizes: list[Size]) -> list[Dim | None]:
         return list(before)
     before = [dim for dim in before if dim.root.size != 1] or before
     after: list[Dim] = [Dim(size) for size in sizes]
-    whole = _product(before), _product(after)
-    if whole[0] is not None and whole[1] is not None:
-        try:
-            unify(*whole)
-        except Unlike:
-            pass
+    one, other = _product(before), _product(after)
+    if one is not None and other is not None:
+        with suppress(Unlike):
+            unify(one, other)
     return list(after)
 
 
@@ -304,7 +301,10 @@ def _part(whole: Dim | None, start: Size, length: Size) -> Dim | None:
     if whole is None or length == 0:
         return whole
     cuts = [size for size in (start, length, whole.root.size - start - length) if size != 0]
-    if any(getattr(size, "is_positive", None) is not True and not (isinstance(size, int) and size > 0) for size in cuts):
+    if any(
+        getattr(size, "is_positive", None) is not True and not (isinstance(size, int) and size > 0)
+        for size in cuts
+    ):
         return Dim(length)
     pieces = tuple(Dim(size) for size in cuts)
     part = pieces[0 if start == 0 else 1]
@@ -346,11 +346,9 @@ def _product_of(dims: Dimensions, equation: str, operands: Sequence[Axes]) -> Ax
 
 @_rule("project")
 def _project(dims: Dimensions, node: Node) -> Sequence[Axes]:
-    x, *rest = (None if v is None else dims.of[v] for v in node.inputs)
+    x, *rest = (() if v is None else dims.of[v] for v in node.inputs)
     results: list[Axes] = []
     for weight, bias in zip(rest[::2], rest[1::2], strict=True):
-        assert x is not None
-        assert weight is not None
         results.append(_product_of(dims, str(node["equation"]), (x, weight)))
         if bias:
             dims.same(results[-1][-1], bias[-1])
@@ -404,7 +402,13 @@ def is_patching(node: Node) -> bool:
 def _reduce(dims: Dimensions, node: Node) -> Sequence[Axes]:
     (x,) = _inputs(dims, node)
     keep = node.output.rank == len(x)
-    return [tuple(None if a in node["axes"] else d for a, d in enumerate(x) if keep or a not in node["axes"])]
+    return [
+        tuple(
+            None if a in node["axes"] else d
+            for a, d in enumerate(x)
+            if keep or a not in node["axes"]
+        )
+    ]
 
 
 @_rule("gather")
@@ -427,7 +431,11 @@ def _topk(dims: Dimensions, node: Node) -> Sequence[Axes]:
 @_rule("attention")
 def _attention(dims: Dimensions, node: Node) -> Sequence[Axes]:
     query, key, value = (dims.of[v] for v in node.inputs[:3] if v is not None)
-    for one, other in ((query[0], key[0]), (query[3], key[3]), *zip(key[:3], value[:3], strict=True)):
+    for one, other in (
+        (query[0], key[0]),
+        (query[3], key[3]),
+        *zip(key[:3], value[:3], strict=True),
+    ):
         dims.same(one, other)
     if len(node.inputs) > 4 and node.inputs[4] is not None:
         dims.same(query[1], dims.of[node.inputs[4]][-1])
@@ -462,7 +470,7 @@ def _experts(dims: Dimensions, node: Node) -> Sequence[Axes]:
     for weight in (down, up_bias, down_bias, gate, gate_bias):
         if weight:
             dims.same(up[0], weight[0])
-    for one in (up[narrow], down[wide], *down_bias[1:], *(gate[narrow:narrow + 1])):
+    for one in (up[narrow], down[wide], *down_bias[1:], *(gate[narrow : narrow + 1])):
         dims.same(x[-1], one)
     ffn, columns = down[narrow], up[wide]
     if node["gated"] and not gate and ffn is not None and columns is not None:
@@ -501,6 +509,3 @@ SCANS = {
 @_rule("scatter")
 def _scatter(dims: Dimensions, node: Node) -> Sequence[Axes]:
     return [_inputs(dims, node)[0]]
-
-
-_Any = Any

@@ -26,7 +26,14 @@ from opgraph.operator import (
     Sample,
     View,
 )
-from opgraph.recurrent import CausalConv, GatedDeltaRule, GatedNorm, LinearAttention, SelectiveScan, StateSpaceDual
+from opgraph.recurrent import (
+    CausalConv,
+    GatedDeltaRule,
+    GatedNorm,
+    LinearAttention,
+    SelectiveScan,
+    StateSpaceDual,
+)
 from opgraph.tensor import Format, Tensor, as_format
 
 _FORMATS = {"int64": "int32", "bool": "int8"}
@@ -58,7 +65,9 @@ class Emitter:
             if node.output in early or not any(v and self.is_data(v) for v in node.inputs):
                 continue
             if node.op not in EMIT:
-                raise self.program.refuse(f"nothing is known of the cost of {node.op} at {node.where}")
+                raise self.program.refuse(
+                    f"nothing is known of the cost of {node.op} at {node.where}"
+                )
             EMIT[node.op](self, node)
         for value in self.flow.results:
             if value not in early and self.names(value)[-1:] == ("vocab",):
@@ -66,7 +75,13 @@ class Emitter:
 
     def is_data(self, value: Value) -> bool:
         """Whether a value is no table of positions."""
-        return value in self.flow.weighted or value in self.tensors or value in self.parts or value in self.aliases or value.kind in ("weight", "input")
+        return (
+            value in self.flow.weighted
+            or value in self.tensors
+            or value in self.parts
+            or value in self.aliases
+            or value.kind in ("weight", "input")
+        )
 
     # names
 
@@ -115,7 +130,9 @@ class Emitter:
 
     def formed(self, value: Value, axes: Iterable[tuple[int, str]]) -> Tensor:
         """The tensor of a value with one dimension for each of *axes*, in their order."""
-        return self.arranged(value, tuple(self.axis(self.dims.of[value][i], word) for i, word in axes))
+        return self.arranged(
+            value, tuple(self.axis(self.dims.of[value][i], word) for i, word in axes)
+        )
 
     def axis(self, dim: Dim | None, word: str) -> str:
         """What an axis is called: a product of dimensions gets *word* as a name of its own."""
@@ -180,7 +197,9 @@ class Emitter:
         else:
             tensor = self.tensor(source)
             parts = (("", " ".join(self.names(value))),)
-            self.add(View(name=self.unique(f"{tensor.name}.view"), inputs=(tensor,), parts=parts), value)
+            self.add(
+                View(name=self.unique(f"{tensor.name}.view"), inputs=(tensor,), parts=parts), value
+            )
 
     def same(self, value: Value) -> Value:
         """What *value* is only another name of."""
@@ -198,7 +217,9 @@ class Emitter:
         names = [self.names(value) for value in values]
         labels = _labels(self.flow, values)
         parts = tuple((label, " ".join(dims)) for label, dims in zip(labels, names, strict=True))
-        self.add(View(name=self.unique(f"{whole.name}.split"), inputs=(whole,), parts=parts), *values)
+        self.add(
+            View(name=self.unique(f"{whole.name}.split"), inputs=(whole,), parts=parts), *values
+        )
 
 
 def _early(flow: Flow) -> frozenset[Value]:
@@ -238,7 +259,9 @@ def _labels(flow: Flow, values: Sequence[Value]) -> list[str]:
 
 def format_of(value: Value) -> Format:
     """The number format of a value."""
-    return as_format(_FORMATS.get(value.dtype, value.dtype) if isinstance(value.dtype, str) else value.dtype)
+    return as_format(
+        _FORMATS.get(value.dtype, value.dtype) if isinstance(value.dtype, str) else value.dtype
+    )
 
 
 Emit = Callable[[Emitter, Node], None]
@@ -255,31 +278,23 @@ def _emit(*ops: str) -> Callable[[Emit], Emit]:
 
 @_emit("reshape", "transpose", "expand", "cast")
 def _view(emitter: Emitter, node: Node) -> None:
-    (source,) = node.inputs
-    assert source is not None
-    emitter.alias(node.output, source)
+    emitter.alias(node.output, node.operand())
 
 
 @_emit("slice")
 def _slice(emitter: Emitter, node: Node) -> None:
-    (source,) = node.inputs
-    assert source is not None
-    emitter.part(node.output, source)
+    emitter.part(node.output, node.operand())
 
 
 @_emit("gather")
 def _gather(emitter: Emitter, node: Node) -> None:
-    table, index = node.inputs[:2]
-    assert table is not None
-    assert index is not None
-    inputs = (emitter.tensor(index), emitter.tensor(table))
+    inputs = (emitter.tensor(node.operand(1)), emitter.tensor(node.operand()))
     emitter.add(Lookup(name=emitter.called(node, "lookup"), inputs=inputs), node.output)
 
 
 @_emit("norm")
 def _norm(emitter: Emitter, node: Node) -> None:
     x, weight, bias, *residual = (None if v is None else emitter.tensor(v) for v in node.inputs)
-    assert x is not None
     inputs = (x, *residual, weight, bias)
     norm = Norm(name=emitter.called(node, "norm"), inputs=tuple(t for t in inputs if t is not None))
     emitter.add(norm, *node.outputs)
@@ -288,13 +303,15 @@ def _norm(emitter: Emitter, node: Node) -> None:
 @_emit("rotary")
 def _rotary(emitter: Emitter, node: Node) -> None:
     inputs = tuple(emitter.tensor(v) for v in node.inputs if v is not None)
-    emitter.add(Rotary(name=emitter.scoped(node, "rotary"), inputs=inputs, share=float(node["share"])), *node.outputs)
+    emitter.add(
+        Rotary(name=emitter.scoped(node, "rotary"), inputs=inputs, share=float(node["share"])),
+        *node.outputs,
+    )
 
 
 @_emit("project")
 def _project(emitter: Emitter, node: Node) -> None:
-    x, *rest = node.inputs
-    assert x is not None
+    x, rest = node.operand(), node.inputs[1:]
     weights, biases = [v for v in rest[::2] if v], rest[1::2]
     first, second = str(node["equation"]).partition("->")[0].split(",")
     inner = [emitter.dims.of[weights[0]][i] for i, letter in enumerate(second) if letter in first]
@@ -303,12 +320,17 @@ def _project(emitter: Emitter, node: Node) -> None:
     outer = [_kept(emitter, weight, first, second) for weight in weights]
     if len(weights) == 1:
         tensor = emitter.tensor(weights[0])
-        made, name = emitter.named(a for dim in outer[0] for a in dim.atoms), emitter.called(node, "product")
+        made, name = (
+            emitter.named(a for dim in outer[0] for a in dim.atoms),
+            emitter.called(node, "product"),
+        )
         extra = tuple(emitter.tensor(v) for v in biases if v is not None)
     else:
         name = emitter.unique(emitter.together(node))
         made = (_joined(emitter, name, outer),)
-        tensor = Tensor.of(f"{name}.weight", " ".join((*contracted, *made)), format_of(weights[0]), "weight")
+        tensor = Tensor.of(
+            f"{name}.weight", " ".join((*contracted, *made)), format_of(weights[0]), "weight"
+        )
         extra = _biases(emitter, name, outer, biases)
     kept = [dim for dim in before.dims if dim not in contracted]
     pattern = f"{' '.join(before.dims)}, {' '.join(tensor.dims)} -> {' '.join((*kept, *made))}"
@@ -358,7 +380,9 @@ def _attention(emitter: Emitter, node: Node) -> None:
         return
     words = ("heads", "kv_heads", "kv_heads")
     query, key, value = (
-        emitter.placed(v, word) for v, word in zip(node.inputs, words, strict=False) if v is not None
+        emitter.placed(v, word)
+        for v, word in zip(node.inputs, words, strict=False)
+        if v is not None
     )
     sinks = tuple(emitter.tensor(v) for v in node.inputs[4:5] if v is not None)
     emitter.writer.attends(_kind(node))
@@ -370,7 +394,12 @@ def _attention(emitter: Emitter, node: Node) -> None:
         if window:
             places = emitter.derive("context.window", f"min(context, {window})")
         caches = tuple(
-            Tensor.of(f"{name}.{label}_cache", " ".join(("batch", places, *t.dims[-2:])), t.format, "cache")
+            Tensor.of(
+                f"{name}.{label}_cache",
+                " ".join(("batch", places, *t.dims[-2:])),
+                t.format,
+                "cache",
+            )
             for label, t in (("k", key), ("v", value))
         )
         operator = Attention(name=name, inputs=(query, key, value, *sinks, *caches), window=window)
@@ -406,7 +435,9 @@ def _conv(emitter: Emitter, node: Node) -> None:
         (source,) = emitter.add(seen)
     pattern = f"{' '.join(source.dims)}, {' '.join(matrix.dims)} -> {' '.join((*places, made))}"
     inputs = (source, matrix, *(emitter.tensor(v) for v in bias))
-    emitter.add(Einsum(name=emitter.called(node, "conv"), inputs=inputs, pattern=pattern), node.output)
+    emitter.add(
+        Einsum(name=emitter.called(node, "conv"), inputs=inputs, pattern=pattern), node.output
+    )
 
 
 @_emit("mla")
@@ -417,10 +448,9 @@ def _latent_attention(emitter: Emitter, node: Node) -> None:
     writer = emitter.writer
     writer.attends("MLA")
     heads = ((0, "batch"), (2, "seq"), (1, "heads"), (3, "nope"))
-    query, turned, latent, shared, up = node.inputs
-    assert up is not None
-    parts = [emitter.formed(v, heads) for v in (query, turned) if v is not None]
-    parts += [emitter.tensor(v) for v in (latent, shared) if v is not None]
+    up = node.operand(4)
+    parts = [emitter.formed(node.operand(i), heads) for i in (0, 1)]
+    parts += [emitter.tensor(node.operand(i)) for i in (2, 3)]
     rank, rope = parts[2].dims[-1], parts[3].dims[-1]
     own = emitter.axis(emitter.dims.of[node.output][3], "value_dim")
     name = emitter.scoped(node, "attention")
@@ -433,7 +463,9 @@ def _latent_attention(emitter: Emitter, node: Node) -> None:
     form(emitter, node, parts, (keys, values, cache))
 
 
-def _absorbed(emitter: Emitter, node: Node, parts: Sequence[Tensor], rest: Sequence[Tensor]) -> None:
+def _absorbed(
+    emitter: Emitter, node: Node, parts: Sequence[Tensor], rest: Sequence[Tensor]
+) -> None:
     (query, turned, latent, shared), (keys, values, cache) = parts, rest
     at, rank, name = " ".join(query.dims[:3]), latent.dims[-1], partial(emitter.scoped, node)
     pattern = f"{' '.join(query.dims)}, {' '.join(keys.dims)} -> {at} {rank}"
@@ -450,7 +482,7 @@ def _decompressed(
     (query, turned, latent, shared), (keys, values, cache) = parts, rest
     name, head = partial(emitter.scoped, node), query.dims[2]
     latent, shared = emitter.add(Append(name=name("append"), inputs=(latent, shared, cache)))
-    made = []
+    made: list[Tensor] = []
     for label, weight, out in (("k_up", keys, keys.dims[1]), ("v_up", values, values.dims[2])):
         result = f"batch context {head} {out}"
         pattern = f"{' '.join(latent.dims)}, {' '.join(weight.dims)} -> {result}"
@@ -491,30 +523,33 @@ def _whole(emitter: Emitter, node: Node) -> tuple[Tensor, ...]:
         return ()
     (source,) = sources
     parts = {v for v, s in emitter.parts.items() if s is source}
-    assert source is not None
-    return (emitter.tensor(source),) if parts == values else ()
+    return (emitter.tensor(source),) if source is not None and parts == values else ()
 
 
 @_emit("concat")
 def _concat(emitter: Emitter, node: Node) -> None:
     inputs = tuple(emitter.tensor(v) for v in node.inputs if v is not None and emitter.is_data(v))
     dims = " ".join(emitter.names(node.output))
-    operator = Elementwise(name=emitter.scoped(node, "concat"), inputs=inputs, dims=dims, flop_per_element=0)
+    operator = Elementwise(
+        name=emitter.scoped(node, "concat"), inputs=inputs, dims=dims, flop_per_element=0
+    )
     emitter.add(operator, node.output)
 
 
 @_emit("softmax")
 def _softmax(emitter: Emitter, node: Node) -> None:
-    (x,) = node.inputs
-    assert x is not None
-    operator = Elementwise(name=emitter.scoped(node, "softmax"), inputs=(emitter.tensor(x),), flop_per_element=_SOFTMAX_FLOP)
+    x = node.operand()
+    operator = Elementwise(
+        name=emitter.scoped(node, "softmax"),
+        inputs=(emitter.tensor(x),),
+        flop_per_element=_SOFTMAX_FLOP,
+    )
     emitter.add(operator, node.output)
 
 
 @_emit("last")
 def _last(emitter: Emitter, node: Node) -> None:
-    (x,) = node.inputs
-    assert x is not None
+    x = node.operand()
     emitter.add(Last(name=emitter.scoped(node, "last"), inputs=(emitter.tensor(x),)), node.output)
 
 
@@ -528,20 +563,21 @@ def _gated_norm(emitter: Emitter, node: Node) -> None:
 def _experts(emitter: Emitter, node: Node) -> None:
     """Route, send each token to its experts, compute their rows and add them up."""
     writer, scope = emitter.writer, partial(emitter.scoped, node)
-    x, scores, up, down, up_bias, down_bias, gate, *_ = node.inputs
-    assert x is not None
-    assert scores is not None
-    tokens, topk = emitter.tensor(x), writer.dim("topk", node["k"])
-    routes = emitter.tensor(scores)
+    tokens, topk = emitter.tensor(node.operand()), writer.dim("topk", node["k"])
+    routes = emitter.tensor(node.operand(1))
     if topk not in routes.dims:
         biases = tuple(emitter.tensor(v) for v in node.inputs[8:] if v is not None)
         (routes,) = emitter.add(Route(name=scope("route"), inputs=(routes, *biases), topk=topk))
-    wide, narrow = (2, 1) if node["transposed"] else (1, 2)
-    experts, ffn = _of_weight(emitter, up, 0), _of_weight(emitter, down, narrow)
+    up, down, up_bias, down_bias, *gate = node.inputs[2:8]
+    weights = emitter.dims.of[node.operand(3)]
+    narrow = 1 if node["transposed"] else 2
+    experts, ffn = emitter.axis(weights[0], "experts"), emitter.axis(weights[narrow], "ffn")
     writer.inactive[experts] = topk
     columns = emitter.derive("expert_gate_up", f"2*{ffn}") if node["gated"] else ffn
     (rows,) = emitter.add(Dispatch(name=scope("dispatch"), inputs=(tokens, routes)))
-    rows = _grouped(emitter, node, "up", (rows, up, up_bias), (experts, rows.dims[-1], columns))
+    rows = _grouped(
+        emitter, node, "up", rows, ((up, up_bias), gate), (experts, rows.dims[-1], columns)
+    )
     activation = Activation(
         name=scope("experts_activation"),
         inputs=(rows,),
@@ -549,30 +585,31 @@ def _experts(emitter: Emitter, node: Node) -> None:
         flop_per_element=4 + node["gated"],
     )
     (rows,) = emitter.add(activation)
-    rows = _grouped(emitter, node, "down", (rows, down, down_bias), (experts, ffn, tokens.dims[-1]))
+    rows = _grouped(
+        emitter, node, "down", rows, ((down, down_bias),), (experts, ffn, tokens.dims[-1])
+    )
     emitter.add(Combine(name=scope("combine"), inputs=(rows, routes)), node.output)
-    del gate, wide
-
-
-def _of_weight(emitter: Emitter, weight: Value | None, axis: int) -> str:
-    assert weight is not None
-    return emitter.axis(emitter.dims.of[weight][axis], "experts")
 
 
 def _grouped(
     emitter: Emitter,
     node: Node,
     label: str,
-    values: tuple[Tensor, Value | None, Value | None],
+    rows: Tensor,
+    pairs: Sequence[Sequence[Value | None]],
     dims: tuple[str, str, str],
 ) -> Tensor:
-    """The product of each row with the matrix of its expert: *dims* are the weight's."""
-    rows, weight, bias = values
-    assert weight is not None
+    """The product of each row with the matrices of its expert, which are one: each of *pairs* is a
+    matrix and its bias; *dims* are those of the weight.
+    """
     name, shape = emitter.scoped(node, label), " ".join(dims)
-    inputs = [rows, Tensor.of(weight.name, shape, format_of(weight), "weight")]
-    if bias is not None:
-        inputs.append(Tensor.of(bias.name, f"{dims[0]} {dims[2]}", format_of(bias), "weight"))
+    matrices, biases = ([v for v in column if v is not None] for column in zip(*pairs, strict=True))
+    alone = len(matrices) == 1
+    weight = matrices[0].name if alone else f"{name}.weight"
+    inputs = [rows, Tensor.of(weight, shape, format_of(matrices[0]), "weight")]
+    if biases:
+        bias = biases[0].name if alone else f"{name}.bias"
+        inputs.append(Tensor.of(bias, f"{dims[0]} {dims[2]}", format_of(biases[0]), "weight"))
     pattern = f"{' '.join(rows.dims)}, {shape} -> {' '.join((*rows.dims[:-1], dims[2]))}"
     operator = GroupedEinsum(name=name, inputs=tuple(inputs), pattern=pattern, experts=dims[0])
     return emitter.add(operator)[0]

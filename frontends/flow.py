@@ -74,7 +74,7 @@ class Flow:
         """Each value read as what it is the *same* as."""
 
         def root(value: Value | None) -> Value | None:
-            while value in same:
+            while value is not None and value in same:
                 value = same[value]
             return value
 

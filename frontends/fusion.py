@@ -8,9 +8,23 @@ from collections.abc import Sequence
 from frontends.flow import Flow
 from frontends.program import Node, Value
 
-# FLOP of one element: exponential, logarithm, sum, product, quotient, comparison and root as one each
+# FLOP of one element: a sum, product, quotient, root, comparison and exponential as one each
 _FLOP = {"silu": 4, "gelu": 4, "sigmoid": 3, "tanh": 3, "softplus": 3, "mish": 7, "where": 1}
-_ACTIVATIONS = frozenset("silu gelu relu sigmoid tanh softplus erf mish relu6 elu hardswish".split())
+_ACTIVATIONS = frozenset(
+    [
+        "silu",
+        "gelu",
+        "relu",
+        "sigmoid",
+        "tanh",
+        "softplus",
+        "erf",
+        "mish",
+        "relu6",
+        "elu",
+        "hardswish",
+    ]
+)
 _CORES = frozenset({"attention", "mla", "experts", "scan", "topk"})
 
 
@@ -28,7 +42,11 @@ def _rotaries(flow: Flow) -> Flow:
         if node.op != "attention":
             continue
         pair = [flow.maker.get(flow.below(v)) for v in node.inputs[:2] if v is not None]
-        if len(pair) < 2 or pair[0] is pair[1] or any(n is None or n in replaced or n.op != "rotary" for n in pair):
+        if (
+            len(pair) < 2
+            or pair[0] is pair[1]
+            or any(n is None or n in replaced or n.op != "rotary" for n in pair)
+        ):
             continue
         first, second = (n for n in pair if n is not None)
         if first["share"] == second["share"]:
@@ -47,10 +65,15 @@ def _residuals(flow: Flow) -> Flow:
         total = flow.maker.get(norm.inputs[0]) if norm.op == "norm" and norm.inputs[0] else None
         if total is None or total in replaced or flow.op(total.output) != "add":
             continue
-        if any(v is None or v.kind in ("weight", "constant") or v.shape != total.output.shape for v in total.inputs):
+        if any(
+            v is None or v.kind in ("weight", "constant") or v.shape != total.output.shape
+            for v in total.inputs
+        ):
             continue
         makers = {v: order.get(flow.maker.get(v), -1) for v in total.inputs if v is not None}  # type: ignore[arg-type]
-        residual, delta = sorted(makers, key=makers.__getitem__) if len(makers) == 2 else (None, None)
+        residual, delta = (
+            sorted(makers, key=makers.__getitem__) if len(makers) == 2 else (None, None)
+        )
         if residual is None:
             continue
         inputs = (delta, *norm.inputs[1:], residual)
@@ -84,9 +107,10 @@ def _sinks(flow: Flow) -> dict[Value, int]:
         operands = [v for v in node.inputs if v is not None and v in flow.weighted]
         meets = node.op == "elementwise" and len(operands) > 1
         after = [sinks[v] for v in node.outputs if v in sinks]
-        sink = place if meets or node.op in _CORES else min(after, default=None)
-        for value in operands if sink is not None else ():
-            sinks[value] = min(sink, sinks.get(value, sink))  # type: ignore[type-var]
+        if meets or node.op in _CORES:
+            after = [place]
+        for value in operands if after else ():
+            sinks[value] = min(*after, sinks.get(value, len(flow.nodes)))
     return sinks
 
 
@@ -96,7 +120,7 @@ def _chains(flow: Flow) -> Flow:
     nodes: list[Node | None] = []
     place: dict[Node, int] = {}
     for node in flow.nodes:
-        if node.op != "elementwise" or node.output not in flow.weighted and not _is_data(node):
+        if node.op != "elementwise" or (node.output not in flow.weighted and not _is_data(node)):
             nodes.append(node)
             continue
         inputs: list[Value | None] = []
@@ -110,7 +134,13 @@ def _chains(flow: Flow) -> Flow:
                 nodes[place[before]] = None
             elif value is not None and value.kind != "constant":
                 inputs.append(value)
-        one = Node("map", tuple(dict.fromkeys(inputs)), node.outputs, {"flop": flop, "names": names}, node.where)
+        one = Node(
+            "map",
+            tuple(dict.fromkeys(inputs)),
+            node.outputs,
+            {"flop": flop, "names": names},
+            node.where,
+        )
         made[node.output], place[one] = one, len(nodes)
         nodes.append(one)
     return Flow([node for node in nodes if node is not None], flow.results)

@@ -176,7 +176,9 @@ def _register() -> Any:
     library = torch.library.Library("opgraph", "FRAGMENT")
     for name, schema in _SCHEMAS.items():
         library.define(name + schema)
-        torch.library.register_fake(f"opgraph::{name}", _like_value if name == "attention" else _like_first)
+        torch.library.register_fake(
+            f"opgraph::{name}", _like_value if name == "attention" else _like_first
+        )
     ALL_ATTENTION_FUNCTIONS.register("opgraph", _attend)
     ALL_MASK_ATTENTION_FUNCTIONS.register("opgraph", lambda **_: None)
     ALL_EXPERTS_FUNCTIONS.register("opgraph", _ask_experts)
@@ -268,9 +270,7 @@ def _seams(model: Any) -> Iterator[None]:
 @aten("opgraph.attention")
 def _whole_attention(low: Lowering, call: Call) -> Value:
     causal, window = call["causal"], call["window"]
-    return low.p.attention(
-        *call.arguments[:3], None, call["sinks"], causal=causal, window=window
-    )
+    return low.p.attention(*call.arguments[:3], None, call["sinks"], causal=causal, window=window)
 
 
 @aten("opgraph.experts")

@@ -30,7 +30,18 @@ class Naming:
         self.program, self.flow, self.dims = program, flow, dims
         self.words: dict[Dim, str] = {}
         self._given(names)
-        for role in (_tokens, _tables, _attention, _experts, _scans, _residual, _windows, _channels, _heads, _leading):
+        for role in (
+            _tokens,
+            _tables,
+            _attention,
+            _experts,
+            _scans,
+            _residual,
+            _windows,
+            _channels,
+            _heads,
+            _leading,
+        ):
             for dim, word in role(flow, dims):
                 self._call(dim, word)
         self.unnamed: dict[str, str] = {}
@@ -163,7 +174,11 @@ def _attention(flow: Flow, dims: Dimensions) -> Role:
         places = "seq" if node["causal"] or is_open else "places"
         found += zip(query, ("batch", "heads", places, "head_dim"), strict=True)
         found += [(key[1], "kv_heads"), (key[2], "places")]
-        same = value[3] is not None and query[3] is not None and value[3].root.size == query[3].root.size
+        same = (
+            value[3] is not None
+            and query[3] is not None
+            and value[3].root.size == query[3].root.size
+        )
         found += [(value[3], "head_dim" if same else "value_dim")]
     return found
 
@@ -183,10 +198,12 @@ def _experts(flow: Flow, dims: Dimensions) -> Role:
     return found
 
 
+_LINEAR = {"h": "ssm_heads", "p": "ssm_dim", "g": "groups", "n": "state"}
 _SCAN_WORDS = {
     "conv": {"h": "inner", "k": "taps"},
     "selective": {"h": "inner", "n": "state"},
-    **dict.fromkeys(("ssd", "delta"), {"h": "ssm_heads", "p": "ssm_dim", "g": "groups", "n": "state"}),
+    "ssd": _LINEAR,
+    "delta": _LINEAR,
 }
 
 
@@ -209,7 +226,11 @@ def _residual(flow: Flow, dims: Dimensions) -> Role:
             found.append((dims.of[node.output][-1], "model"))
     for value in (v for node in flow.nodes for v in node.inputs if v is not None):
         floats = value.dtype not in ("int64", "int32", "bool") and value.rank == 3
-        if value.kind == "input" and floats and not any(n.op == "conv" for n in flow.readers[value]):
+        if (
+            value.kind == "input"
+            and floats
+            and not any(n.op == "conv" for n in flow.readers[value])
+        ):
             found += zip(dims.of[value], ("batch", "seq", "model"), strict=True)
     return found
 

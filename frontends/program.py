@@ -64,6 +64,13 @@ class Node:
     def __getitem__(self, attribute: str) -> Any:
         return self.attributes[attribute]
 
+    def operand(self, index: int = 0) -> Value:
+        """The input at *index*, which must be there."""
+        value = self.inputs[index]
+        if value is None:
+            raise SpecError(f"{self.op} at {self.where}: input {index} is missing")
+        return value
+
     @property
     def scope(self) -> str:
         """The module or the node of the user's that it comes from: *where* up to a bracket."""
@@ -285,9 +292,10 @@ class Program:
         """A mixture of experts whole: tokens ``… model`` go to *k* of the experts each.
 
         *routes*: the router's scores, ``… experts``, or those of the ones that are *chosen*,
-        ``… k``. *how*: ``k gated transposed``. *weights*: ``experts columns model`` and ``experts model ffn`` (*transposed*: the last two
-        axes the other way round), then, as far as there are any, the biases of both, and the
-        gate's matrix and bias. *gated*: columns hold gate and value, or the gate is apart.
+        ``… k``. *weights*: ``experts columns model`` and ``experts model ffn`` (*transposed*: the
+        last two axes the other way round), then, as far as there are any, the biases of both, and
+        the gate's matrix and bias. *how*: ``k gated transposed``; *gated*: columns hold gate and
+        value, or the gate is apart.
         """
         rest = [*weights, *[None] * (6 - len(weights))]
         return self.add("experts", [x, routes, *rest, chosen], [x.shape], **how)

@@ -1,13 +1,13 @@
-"""PyTorch modules: exported by ``torch.export`` on tensors without content, lowered to a program."""
+"""PyTorch modules: exported on tensors without content, and lowered to a program."""
 
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from frontends.program import Program, Shape, Size, Value
 from frontends.imported import Imported, to_model
 from frontends.naming import Names
+from frontends.program import Program, Shape, Size, Value
 from hardware import SpecError
 from hardware.errors import nearest
 
@@ -95,6 +95,7 @@ def traced(
     SpecError : it cannot be traced, or has an operator that is not in the table.
     """
     import torch
+
     by_name = dict(inputs) if isinstance(inputs, Mapping) else _by_position(module, inputs)
     tensors = {key: value for key, value in by_name.items() if isinstance(value, torch.Tensor)}
     fixed = {key: value for key, value in by_name.items() if key not in tensors}
@@ -119,13 +120,20 @@ def _export(
     try:
         with torch.no_grad():
             return torch.export.export(
-                _wrapped(module, tuple(tensors), fixed), arguments, dynamic_shapes=(open_axes,), strict=False
+                _wrapped(module, tuple(tensors), fixed),
+                arguments,
+                dynamic_shapes=(open_axes,),
+                strict=False,
             )
     except SpecError:
         raise
     except Exception as error:  # whatever the user's code or the tracer raises
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise SpecError(f"{name} cannot be traced: {type(error).__name__}: {first.strip()[:300]}") from error
+        first = next(
+            (line for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
+        raise SpecError(
+            f"{name} cannot be traced: {type(error).__name__}: {first.strip()[:300]}"
+        ) from error
 
 
 def _is_open(dynamic: Mapping[str, Sequence[str | None]] | None, key: str, axis: int) -> bool:
@@ -144,7 +152,7 @@ def _wrapped(module: Any, names: tuple[str, ...], fixed: Mapping[str, Any]) -> A
     """A module that takes tensors by position and calls *module* with what else it needs."""
     import torch
 
-    class Traced(torch.nn.Module):
+    class Traced(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.model = module
@@ -159,7 +167,11 @@ def _tensors(results: Any) -> Any:
     """The tensors of what a module returns."""
     import torch
 
-    flat = [r for r in _flat(getattr(results, "to_tuple", lambda: results)()) if isinstance(r, torch.Tensor)]
+    flat = [
+        r
+        for r in _flat(getattr(results, "to_tuple", lambda: results)())
+        if isinstance(r, torch.Tensor)
+    ]
     return tuple(flat)
 
 
@@ -350,7 +362,11 @@ def place_of(node: Any) -> str:
     module = next(reversed(stack.values()), ("",))[0].partition(".")[2]
     lines = [line for line in (node.meta.get("stack_trace") or "").splitlines() if "File" in line]
     parts = lines[-1].split('"')[1:] if lines else ()
-    file = f"{parts[0].rpartition('/')[2]}{parts[1].split(', in')[0].replace(', line ', ':')}" if parts else ""
+    file = (
+        f"{parts[0].rpartition('/')[2]}{parts[1].split(', in')[0].replace(', line ', ':')}"
+        if parts
+        else ""
+    )
     return f"{module} ({file})" if file else module
 
 
@@ -411,8 +427,8 @@ def aten(*names: str) -> Callable[[Rule], Rule]:
     return enter
 
 
-@aten(*"contiguous clone detach alias dropout feature_dropout lift_fresh_copy".split())
-def _same(_: Lowering, call: Call) -> Value:
+@aten(*["contiguous", "clone", "detach", "alias", "dropout", "feature_dropout", "lift_fresh_copy"])
+def _same(_: Lowering, call: Call) -> Any:
     return call.first
 
 
@@ -428,7 +444,19 @@ def _cast(low: Lowering, call: Call) -> Value:
     return call.first if call.dtype == call.first.dtype else low.p.cast(call.first, call.dtype)
 
 
-@aten(*"view reshape _unsafe_view flatten unflatten unsqueeze squeeze view_as reshape_as".split())
+@aten(
+    *[
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "flatten",
+        "unflatten",
+        "unsqueeze",
+        "squeeze",
+        "view_as",
+        "reshape_as",
+    ]
+)
 def _reshape(low: Lowering, call: Call) -> Value:
     return low.p.reshape(call.first, call.shape)
 
@@ -444,7 +472,11 @@ def _transpose(low: Lowering, call: Call) -> Value:
 @aten("t", "numpy_T", "mT")
 def _turned(low: Lowering, call: Call) -> Value:
     rank = call.first.rank
-    return low.p.transpose(call.first, [*range(rank - 2), rank - 1, rank - 2]) if rank > 1 else call.first
+    return (
+        low.p.transpose(call.first, [*range(rank - 2), rank - 1, rank - 2])
+        if rank > 1
+        else call.first
+    )
 
 
 @aten("permute")
@@ -684,7 +716,22 @@ def _extreme(low: Lowering, call: Call) -> Any:
     return [low.p.reduce(fn, call.first, axes, keep) for fn in (name, "argmax")]
 
 
-@aten(*"sum mean amax amin any all argmax prod var logsumexp std norm".split())
+@aten(
+    *[
+        "sum",
+        "mean",
+        "amax",
+        "amin",
+        "any",
+        "all",
+        "argmax",
+        "prod",
+        "var",
+        "logsumexp",
+        "std",
+        "norm",
+    ]
+)
 def _reduce(low: Lowering, call: Call) -> Value:
     name = _name_of(call.node.target)
     axes = call.get("dim", list(range(call.first.rank)))
@@ -705,8 +752,18 @@ def _arange(low: Lowering, call: Call) -> Value:
 
 
 @aten(
-    *"full ones zeros empty scalar_tensor full_like zeros_like ones_like empty_like".split(),
-    *"new_zeros new_ones new_full new_empty fill tensor linspace eye".split(),
+    *[
+        "full",
+        "ones",
+        "zeros",
+        "empty",
+        "scalar_tensor",
+        "full_like",
+        "zeros_like",
+        "ones_like",
+        "empty_like",
+    ],
+    *["new_zeros", "new_ones", "new_full", "new_empty", "fill", "tensor", "linspace", "eye"],
 )
 def _filled(low: Lowering, call: Call) -> Value:
     value = call.get("fill_value", 1 if "ones" in _name_of(call.node.target) else 0)
@@ -751,19 +808,27 @@ def _inlined(low: Lowering, call: Call) -> list[Value]:
     return low.inlined(call.arguments[place], call.arguments[place + 1 :])
 
 
-_UNARY = {
-    name: name
-    for name in "neg exp rsqrt sqrt tanh sigmoid silu gelu relu erf cos sin log abs reciprocal "
-    "softplus square logical_not bitwise_not sign floor round exp2 log2 relu6 hardswish elu "
-    "leaky_relu mish log1p expm1 isnan isinf nan_to_num hardsigmoid celu selu".split()
-}
+_ONE = (
+    "neg exp rsqrt sqrt tanh sigmoid silu gelu relu erf cos sin log abs reciprocal softplus square "
+    "logical_not bitwise_not sign floor round exp2 log2 relu6 hardswish elu leaky_relu mish log1p "
+    "expm1 isnan isinf nan_to_num hardsigmoid celu selu"
+)
+_TWO = (
+    "add sub mul div pow maximum minimum rsub fmod remainder eq ne lt le gt ge atan2 floor_divide "
+    "polar outer clamp"
+)
 _BINARY = {
-    **{name: name for name in "add sub mul div pow maximum minimum rsub fmod remainder".split()},
-    **{name: name for name in "eq ne lt le gt ge atan2 floor_divide polar outer".split()},
+    **{name: name for name in _TWO.split()},
     **{f"{kind}_{name}": name for kind in ("logical", "bitwise") for name in ("and", "or", "xor")},
     **{f"__{name}__": name for name in ("and", "or", "xor")},
-    **{"clamp": "clamp", "clamp_min": "clamp", "clamp_max": "clamp", "less": "lt", "greater": "gt"},
-    **{"less_equal": "le", "greater_equal": "ge", "not_equal": "ne", "divide": "div"},
+    "clamp_min": "clamp",
+    "clamp_max": "clamp",
+    "less": "lt",
+    "greater": "gt",
+    "less_equal": "le",
+    "greater_equal": "ge",
+    "not_equal": "ne",
+    "divide": "div",
     "multiply": "mul",
 }
 
@@ -776,7 +841,7 @@ def _elementwise(fn: str, operands: int) -> Rule:
     return rule
 
 
-ATEN |= {name: _elementwise(fn, 1) for name, fn in _UNARY.items()}
+ATEN |= {name: _elementwise(name, 1) for name in _ONE.split()}
 ATEN |= {name: _elementwise(fn, 2) for name, fn in _BINARY.items()}
 ATEN |= {"where": _elementwise("where", 3), "lerp": _elementwise("lerp", 3)}
 

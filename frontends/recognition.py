@@ -8,7 +8,7 @@ from frontends.program import COMPARISONS, VIEWS, Node, Value
 Found = Iterator[tuple[Node, list[Node]]]
 """Last nodes of patterns, each with what takes its place."""
 
-_ARITHMETIC = frozenset("add sub mul div neg".split())
+_ARITHMETIC = frozenset(["add", "sub", "mul", "div", "neg"])
 
 
 def recognised(flow: Flow) -> Flow:
@@ -76,7 +76,7 @@ def norms(flow: Flow) -> Found:
     for node in flow.nodes:
         if node.op != "elementwise" or node["fn"] not in ("rsqrt", "sqrt"):
             continue
-        mean = flow.maker.get(_without_epsilon(flow, node.inputs[0]))
+        mean = flow.maker.get(_without_epsilon(flow, node.operand()))
         if mean is None or mean.op != "reduce" or mean["fn"] not in ("mean", "var"):
             continue
         x = mean.inputs[0] if mean["fn"] == "var" else _squared(flow, mean.inputs[0])
@@ -85,17 +85,16 @@ def norms(flow: Flow) -> Found:
             continue
         centre = _centred(flow, x)
         if mean["fn"] == "var":
-            last, centre = last, x
+            centre = x
         kind = "layer" if centre is not None else "rms"
         yield _scaled(flow, last, kind, centre or x, len(mean["axes"]))
 
 
-def _without_epsilon(flow: Flow, value: Value | None) -> Value:
-    node = flow.maker.get(value) if value else None
+def _without_epsilon(flow: Flow, value: Value) -> Value:
+    node = flow.maker.get(value)
     if node is not None and flow.op(value) in ("add", "maximum", "clamp"):
         rest = [v for v in node.inputs if v is not None and not _is_constant(v)]
-        return rest[0] if len(rest) == 1 else node.output
-    assert value is not None
+        return rest[0] if len(rest) == 1 else value
     return value
 
 
@@ -111,7 +110,11 @@ def _squared(flow: Flow, value: Value | None) -> Value | None:
 def _normalised(flow: Flow, root: Node, x: Value | None) -> Node | None:
     """The node that divides x by its *root*."""
     after = flow.reader(root.output)
-    if after is not None and flow.op(after.output) in ("reciprocal", "div") and x not in after.inputs:
+    if (
+        after is not None
+        and flow.op(after.output) in ("reciprocal", "div")
+        and x not in after.inputs
+    ):
         after = flow.reader(after.output)
     elementwise = after is not None and after.op == "elementwise"
     return after if elementwise and after is not None and after["fn"] in ("mul", "div") else None
@@ -127,9 +130,7 @@ def _centred(flow: Flow, x: Value) -> Value | None:
     return node.inputs[0] if is_mean else None
 
 
-def _scaled(
-    flow: Flow, last: Node, kind: str, x: Value, axes: int
-) -> tuple[Node, list[Node]]:
+def _scaled(flow: Flow, last: Node, kind: str, x: Value, axes: int) -> tuple[Node, list[Node]]:
     """The norm with the weight and the bias that follow it; of groups, where it is between two
     reshapes.
     """
@@ -160,12 +161,16 @@ def gated_norms(flow: Flow) -> Found:
         after = flow.reader(node.output)
         if before is not None:
             yield node, [_like(node, "gated_norm", (*before, weight, bias))]
-        elif after is not None and (found := _gate(flow, after)) is not None and found[0] is node.output:
+        elif (
+            after is not None
+            and (found := _gate(flow, after)) is not None
+            and found[0] is node.output
+        ):
             yield after, [_like(after, "gated_norm", (x, found[1], weight, bias))]
 
 
 def _gate(flow: Flow, node: Node | None) -> tuple[Value, Value] | None:
-    """x and z, where *node* is x·silu(z)."""
+    """X and z, where *node* is x·silu(z)."""
     if node is None or flow.op(node.output) != "mul":
         return None
     for value, gate in (node.inputs, node.inputs[::-1]):
@@ -232,10 +237,10 @@ def _spelled(
     inputs: list[Value | None] = []
     for value, have, want in operands:
         if value is not None and have != want:
-            turn = _transposed(last, value, [have.index(letter) for letter in want])
-            nodes.append(turn)
-            value = turn.output
-        inputs.append(value)
+            nodes.append(_transposed(last, value, [have.index(letter) for letter in want]))
+            inputs.append(nodes[-1].output)
+        else:
+            inputs.append(value)
     made, wanted = order
     attributes = {"causal": False, "window": 0}
     if made == wanted:
@@ -282,7 +287,9 @@ def _scores(flow: Flow, value: Value | None) -> tuple[Node | None, Value | None,
             return (node if products else None), mask, sinks
         if node.op == "concat":
             value, *rest = node.inputs
-            sinks = next((w for v in rest if (w := _weight(flow, flow.below(v) if v else None))), None)
+            sinks = next(
+                (w for v in rest if (w := _weight(flow, flow.below(v) if v else None))), None
+            )
             continue
         if node.op not in ("elementwise", *VIEWS):
             break
@@ -393,7 +400,9 @@ def latents(flow: Flow) -> Found:
     share (DeepSeek-V2, 2024): ``mla``.
     """
     for node in flow.nodes:
-        joined = flow.maker.get(node.inputs[1]) if node.op == "attention" and node.inputs[1] else None
+        joined = (
+            flow.maker.get(node.inputs[1]) if node.op == "attention" and node.inputs[1] else None
+        )
         if joined is None or joined.op != "concat" or len(joined.inputs) != 2:
             continue
         query, (fixed, shared), value = node.inputs[0], joined.inputs, node.inputs[2]
@@ -406,11 +415,22 @@ def latents(flow: Flow) -> Found:
             continue
         whole, nope = turned_query[0], fixed.shape[-1] if fixed else 0
         parts = [_slice(node, whole, 0, nope), _slice(node, whole, nope, whole.shape[-1])]
-        rotated = tuple(Value(f"{v.name}.turned", v.shape, v.dtype) for v in (parts[1].output, turned_key[0]))
-        rotary = Node("rotary", (parts[1].output, turned_key[0]), rotated, {"share": 1.0}, node.where)
+        rotated = tuple(
+            Value(f"{v.name}.turned", v.shape, v.dtype) for v in (parts[1].output, turned_key[0])
+        )
+        rotary = Node(
+            "rotary", (parts[1].output, turned_key[0]), rotated, {"share": 1.0}, node.where
+        )
         latent = flow.below(up.inputs[0], frozenset({"reshape"}))
         inputs = (parts[0].output, rotated[0], latent, rotated[1], up.inputs[1])
-        yield node, [*parts, rotary, _like(node, "mla", inputs, heads=whole.shape[1], value=value.shape[-1])]
+        yield (
+            node,
+            [
+                *parts,
+                rotary,
+                _like(node, "mla", inputs, heads=whole.shape[1], value=value.shape[-1]),
+            ],
+        )
 
 
 def _slice(node: Node, value: Value, start: int, stop: int) -> Node:
@@ -425,9 +445,9 @@ def _slice(node: Node, value: Value, start: int, stop: int) -> Node:
 
 def rotaries(flow: Flow) -> Found:
     """Queries and keys that sines and cosines of the positions went into."""
-    heads = {v for n in flow.nodes if n.op == "attention" for v in n.inputs[:2] if v is not None}
-    for value in dict.fromkeys(v for n in flow.nodes for v in n.outputs if v in heads):
-        value = flow.below(value, frozenset({"transpose", "reshape"}))
+    heads = (v for n in flow.nodes if n.op == "attention" for v in n.inputs[:2] if v is not None)
+    moves = frozenset({"transpose", "reshape"})
+    for value in dict.fromkeys(flow.below(head, moves) for head in heads):
         found = turned(flow, value)
         if found is not None:
             node = flow.maker[value]
@@ -496,7 +516,17 @@ def routings(flow: Flow) -> Found:
         experts = node.inputs[2].shape[0] if node.inputs[2] is not None else 0
         scores, weights = _routed(flow, [node.inputs[1], node.inputs[8]], experts)
         if scores is not None:
-            yield node, [_like(node, "experts", (node.inputs[0], scores, *node.inputs[2:8], *weights), **node.attributes)]
+            yield (
+                node,
+                [
+                    _like(
+                        node,
+                        "experts",
+                        (node.inputs[0], scores, *node.inputs[2:8], *weights),
+                        **node.attributes,
+                    )
+                ],
+            )
 
 
 def _routed(
