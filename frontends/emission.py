@@ -144,9 +144,9 @@ class Emitter:
     def called(self, node: Node, otherwise: str) -> str:
         """A name for what *node* becomes: after the module of its weight."""
         weights = [v for v in node.inputs if v is not None and v.kind == "weight"]
-        name, scope = weights[0].name.rpartition(".")[0] if weights else "", node.scope
-        if scope and not name.startswith(scope):
-            name = scope
+        name = weights[0].name.rpartition(".")[0] if weights else ""
+        if not name or len(self.flow.readers[weights[0]]) > 1:
+            name = node.scope
         return self.unique(name or otherwise)
 
     def derive(self, word: str, text: str) -> str:

@@ -13,7 +13,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from frontends.catalogue import read_config
 from frontends.imported import Imported, to_model
 from frontends.naming import Names
 from frontends.program import Value
@@ -81,7 +80,9 @@ def _config(config: Any, layers: int | None) -> Any:
     elif isinstance(config, Mapping):
         content = dict(config)
     else:
-        content = read_config(config)
+        from frontends.catalogue import load_config
+
+        content = load_config(config)
     kind = content.pop("model_type", None)
     try:
         found = AutoConfig.for_model(kind, **content)

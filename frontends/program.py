@@ -127,7 +127,9 @@ class Program:
         """A weight; the same one where the name is known."""
         return self.weights.setdefault(name, Value(name, tuple(shape), dtype, "weight"))
 
-    def constant(self, data: Any, shape: Sequence[Size] = (), dtype: str = "fp32") -> Value:
+    def constant(
+        self, data: Any, shape: Sequence[Size] = (), dtype: str | Format = "fp32"
+    ) -> Value:
         """A value whose content is known."""
         return Value(self._name(), tuple(shape), dtype, "constant", data)
 

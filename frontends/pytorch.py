@@ -522,7 +522,8 @@ def _repeat_interleave(low: Lowering, call: Call) -> Value:
 
 @aten("slice", "narrow")
 def _slice(low: Lowering, call: Call) -> Value:
-    x, axis = call.first, call.get("dim", 0) % call.first.rank
+    x: Value = call.first
+    axis = call.get("dim", 0) % x.rank
     length = call.shape[axis]
     start, step = call.get("start", 0), call.get("step", 1)
     if length == x.shape[axis]:
@@ -567,7 +568,8 @@ def _stack(low: Lowering, call: Call) -> Value:
 
 @aten("pad", "constant_pad_nd")
 def _pad(low: Lowering, call: Call) -> Value:
-    x, pads = call.first, call["pad"]
+    x: Value = call.first
+    pads = call["pad"]
     for index in range(len(pads) // 2):
         axis = x.rank - 1 - index
         ends = [
@@ -681,9 +683,10 @@ def _gather(low: Lowering, call: Call) -> Value:
 def _scatter(low: Lowering, call: Call) -> Value:
     if "indices" in call.options:
         return low.p.add("scatter", [call.first, call["values"]], [call.first.shape], axis=None)
+    into: Value = call.first
     updates = call.get("source", call.get("src"))
     if not isinstance(updates, Value):
-        return call.first
+        return into
     return low.p.scatter(call.first, call["index"], updates, call["dim"])
 
 

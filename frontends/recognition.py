@@ -487,7 +487,7 @@ def _region(flow: Flow, value: Value) -> tuple[set[Node], set[Value], set[Value]
         value = todo.pop()
         node = flow.maker.get(value)
         if value not in flow.weighted:
-            if not _is_constant(value):
+            if value.shape or not _is_constant(value):
                 tables.add(value)
         elif node is None or not _turns(flow, node):
             sources.add(value)
