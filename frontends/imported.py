@@ -38,8 +38,11 @@ def to_model(program: Program, names: Names | None = None) -> Imported:
 
     Raises
     ------
-    SpecError : an operator or an open size that has no meaning here; *names* that do not fit.
+    SpecError : an operator or an open size that has no meaning here; *names* that do not fit;
+        a program without a result.
     """
+    if not program.outputs:
+        raise program.refuse("it returns no tensor: there is nothing to simulate")
     flow = recognised(simplified(Flow(program.nodes, program.outputs)))
     flow = fused(_served(_uncached(flow)))
     dims = Dimensions(flow.nodes)
