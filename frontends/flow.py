@@ -1,7 +1,7 @@
 """Data flow of a program: who makes and who reads each value, and nodes put in others' places."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 from frontends.program import VIEWS, Node, Value
@@ -57,6 +57,11 @@ class Flow:
             value = node.inputs[0]
         return value
 
+    def weight(self, value: Value | None) -> Value | None:
+        """The weight that *value* is a view of."""
+        found = self.below(value) if value is not None else None
+        return found if found is not None and found.kind == "weight" else None
+
     def reader(self, value: Value) -> Node | None:
         """The only node that reads *value*, if there is just one and it is no result."""
         readers = self.readers[value]
@@ -84,6 +89,15 @@ class Flow:
         ]
         results = [found for value in self.results if (found := root(value)) is not None]
         return Flow(nodes, results)
+
+
+Found = Iterator[tuple[Node, list[Node]]]
+"""Last nodes of patterns, each with what takes its place."""
+
+
+def is_constant(value: Value | None) -> bool:
+    """Whether the content of *value* is known."""
+    return value is not None and value.kind == "constant"
 
 
 def simplified(flow: Flow) -> Flow:

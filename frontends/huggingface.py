@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from frontends.imported import Imported, to_model
+from frontends.lowering import Call, Lowering, aten
 from frontends.naming import Names
 from frontends.program import Value
-from frontends.pytorch import Call, Lowering, aten, needs_torch, traced
+from frontends.pytorch import needs_torch, traced
 from hardware import SpecError
 
 if TYPE_CHECKING:
@@ -86,8 +87,8 @@ def _config(config: Any, layers: int | None) -> Any:
     kind = content.pop("model_type", None)
     try:
         found = AutoConfig.for_model(kind, **content)
-    except (ValueError, TypeError, KeyError) as error:
-        raise SpecError(f"transformers has no model for this config: {_short(error)}") from None
+    except Exception as error:  # whatever the config's own class checks
+        raise SpecError(f"transformers has no model for this config: {_short(error)}") from error
     if layers is not None:
         found = _shortened(found, layers)
     return found

@@ -4,14 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from frontends.dimensions import Dimensions
-from frontends.emission import Emitter
+from frontends.emission import PLAIN, Emitter
 from frontends.flow import Flow, simplified
 from frontends.folding import folded
 from frontends.fusion import fused, is_causal
 from frontends.naming import Names, Naming
 from frontends.precision import Precision
+from frontends.products import PRODUCTS
 from frontends.program import Node, Program, Value
 from frontends.recognition import recognised
+from frontends.sequences import SEQUENCES
 from frontends.writer import Writer
 from opgraph.graph import Graph
 from opgraph.model import Model
@@ -67,7 +69,7 @@ def to_model(program: Program, names: Names | None = None) -> Imported:
 
 def _written(emitter: Emitter) -> Graph:
     """The graph that *emitter* writes, repeated layers as one block."""
-    emitter.run()
+    emitter.run({**PLAIN, **PRODUCTS, **SEQUENCES})
     blocks = folded(emitter.operators)
     return Graph(emitter.program.name, blocks, tuple(emitter.inputs.values()))
 

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 
-from frontends.dimensions import SCANS, Dim, Dimensions
+from frontends.dim import Dim
+from frontends.dimensions import SCANS, Dimensions
 from frontends.flow import Flow
 from frontends.fusion import is_activation, is_causal
 from frontends.program import Node, Program, Value

@@ -64,6 +64,10 @@ class Node:
     def __getitem__(self, attribute: str) -> Any:
         return self.attributes[attribute]
 
+    def becomes(self, op: str, inputs: "Sequence[Value | None]", **attributes: Any) -> "Node":
+        """A node in the place of this one, with its results."""
+        return Node(op, tuple(inputs), self.outputs, attributes, self.where)
+
     def operand(self, index: int = 0) -> Value:
         """The input at *index*, which must be there."""
         value = self.inputs[index]

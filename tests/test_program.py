@@ -3,7 +3,8 @@
 import pytest
 
 from frontends import Transformer
-from frontends.dimensions import Dim, Dimensions, Unlike, aligned, unify
+from frontends.dim import Dim, Unlike, unify
+from frontends.dimensions import Dimensions, aligned
 from frontends.flow import Flow
 from frontends.folding import folded
 from frontends.imported import to_model

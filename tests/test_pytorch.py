@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from frontends import Precision, Transformer, from_torch, from_transformers, load_config, load_model
-from frontends.pytorch import ATEN
+from frontends.aten import ATEN
 from hardware import SpecError, load_platform
 from opgraph import Plan, Workload, cli, simulate
 from opgraph.operator import Collective
@@ -164,10 +164,12 @@ def transfers(graph):
 
 
 def timeline(step):
-    """Kind, stream and time of the operators in order, without what costs nothing."""
-    table = step.table()
-    rows = zip(table["kind"], table["stream"], table["time"], strict=True)
-    return [(kind, stream, pytest.approx(time, rel=1e-9)) for kind, stream, time in rows if time]
+    """Kind, stream, count, start and time of the operators, without what costs nothing."""
+    return [
+        (e.kind, e.stream, e.count, *(pytest.approx(t, rel=1e-9) for t in (e.starts[0], e.time)))
+        for e in step.events
+        if e.time
+    ]
 
 
 # modules of one's own
