@@ -107,8 +107,8 @@ class Naming:
         free = {str(s) for s in dim.size.free_symbols} - set(known)
         if free or "(" in text or "/" in text:
             raise SpecError(
-                f"{self.program.name}: nothing says what the open size {dim.size} is"
-                f"{self._origin(dim)}; call it batch or seq with names={{…}}"
+                f"{self.program.name}: nothing says what the open size {dim.size} is "
+                f"({self._origin(dim)}); call it batch or seq with names={{…}}"
             )
         return self.derive(writer, word or "places", text)
 
@@ -124,7 +124,7 @@ class Naming:
         return name
 
     def _origin(self, dim: Dim) -> str:
-        return f" ({dim.origin[0].name}, axis {dim.origin[1]})" if dim.origin else ""
+        return f"{dim.origin[0].name}, axis {dim.origin[1]}" if dim.origin else "within the program"
 
 
 def expression(dim: Dim, name: "object") -> str:
@@ -240,12 +240,14 @@ def _channels(flow: Flow, dims: Dimensions) -> Role:
     """What is contracted after an activation is a channel's width; without one, a rank."""
     found: Role = []
     for node in flow.nodes:
-        x = node.inputs[0] if node.op == "project" else None
-        if x is None:
+        if node.op != "project":
             continue
-        maker = _above(flow, x)
+        first, second = str(node["equation"]).partition("->")[0].split(",")
+        maker = _above(flow, node.operand())
         active = maker is not None and maker.op == "map" and is_activation(maker["names"])
-        found.append((dims.of[x][-1], "ffn" if active else "rank"))
+        axes = zip(second, dims.of[node.operand(1)], strict=True)
+        word = "ffn" if active else "rank"
+        found += [(dim, word) for letter, dim in axes if letter in first]
     return found
 
 
