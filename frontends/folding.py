@@ -1,5 +1,6 @@
 """Repeated layers: equal runs of operators become one block with a count."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -81,6 +82,13 @@ def _best(hashes: np.ndarray) -> _Run | None:
     return best
 
 
+def _layer(operator: Operator) -> tuple[str, ...]:
+    """The path to the layer that an operator is of: up to the first number in its name."""
+    words = re.split(r"[./]", operator.name)
+    place = next((i for i, word in enumerate(words) if word.isdigit()), None)
+    return () if place is None else tuple(words[: place + 1])
+
+
 class _Folding:
     """Writes blocks, and gives the tensors of a repetition the names of the first one's."""
 
@@ -95,19 +103,44 @@ class _Folding:
             carried = self._carried(run)
             if carried is None:
                 continue
-            if run.start > start:
-                yield self._plain(start, run.start)
+            yield from self._plain(start, run.start)
             name = "layer" if len(self.runs) == 1 else f"layers{named}"
             named += 1
-            yield Block(name, self._written(run.start, run.start + run.period), run.count, carried)
+            end = run.start + run.period
+            layers = tuple(first - run.start for first, _ in self._layers(run.start, end))
+            written = self._written(run.start, end)
+            yield Block(name, written, run.count, carried, (0, *layers[1:]))
             self._rename(run)
             start = run.end
-        if start < len(self.operators):
-            yield self._plain(start, len(self.operators))
+        yield from self._plain(start, len(self.operators))
 
-    def _plain(self, start: int, end: int) -> Block:
-        name = "stem" if start == 0 else "head" if end == len(self.operators) else f"part{start}"
-        return Block(name, self._written(start, end))
+    def _plain(self, start: int, end: int) -> Iterator[Block]:
+        """Operators that do not repeat: those of each layer, and those between, as blocks."""
+        # the first norm of a layer that repeats stands before it
+        after = _layer(self.operators[end]) if end < len(self.operators) else ()
+        for first, last in self._layers(start, end, after):
+            if _layer(self.operators[first]) not in ((), after):
+                yield Block(f"layer{first}", self._written(first, last), layers=(0,))
+            else:
+                name = "stem" if first == 0 else "head" if last == end else f"part{first}"
+                yield Block(name, self._written(first, last))
+
+    def _layers(self, start: int, end: int, none: tuple[str, ...] = ()) -> list[tuple[int, int]]:
+        """From where to where each layer goes, and what lies between: by the numbers in names;
+        the layer *none* is none.
+
+        The norm with a residual sum at a layer's end is the next one's by name.
+        """
+        bounds: list[int] = []
+        current: tuple[str, ...] | None = None
+        for index in range(start, end):
+            layer = _layer(self.operators[index])
+            layer = () if layer == none else layer
+            joins = len(self.operators[index].outputs) > 1 and self.operators[index].kind == "norm"
+            if not bounds or (layer != current and not joins):
+                bounds.append(index)
+                current = layer
+        return list(zip(bounds, [*bounds[1:], end], strict=True)) if bounds else []
 
     def _written(self, start: int, end: int) -> tuple[Operator, ...]:
         return tuple(

@@ -92,6 +92,7 @@ def decoder(layers=LAYERS):
     for index in range(layers):
         p.where = f"layers.{index}"
         x = layer(p, x, index, cos, sin)
+    p.where = "head"
     head = p.weight("head.weight", (VOCAB, MODEL), "bf16")
     p.output(p.einsum("bsm,vm->bsv", rms(p, x, "norm.weight"), head))
     return p
@@ -133,7 +134,7 @@ def test_spelled_out_decoder_is_the_built_one():
 
 def test_same_collectives_and_times_as_the_built_one():
     platform, workload = load_platform("dgx-h100"), Workload(batch=4, prompt=64, output=8)
-    for plan in (Plan(), Plan(tp=2)):
+    for plan in (Plan(), Plan(tp=2), Plan(tp=2, pp=3), Plan(tp=2, sp=True), Plan(dp=2)):
         ours, theirs = (
             simulate(model, platform, plan, workload) for model in (to_model(decoder()), built())
         )
