@@ -1,6 +1,6 @@
 """From a program in kernels to operators in named dimensions."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from frontends.dim import Dim
 from frontends.dimensions import Dimensions
@@ -27,9 +27,6 @@ from opgraph.recurrent import (
 from opgraph.tensor import Format, Tensor, as_format
 
 _FORMATS = {"int64": "int32", "bool": "int8"}
-
-
-_WEIGHTLESS = frozenset({"iota"})
 
 
 # maximum, difference, exponential, sum, quotient
@@ -209,9 +206,7 @@ class Emitter:
     def _split(self, source: Value) -> None:
         """Split *source* into its parts."""
         whole, values = self.tensor(source), [v for v, s in self.parts.items() if s is source]
-        names = [self.names(value) for value in values]
-        labels = _labels(self.flow, values)
-        parts = tuple((label, " ".join(dims)) for label, dims in zip(labels, names, strict=True))
+        parts = tuple((str(i), " ".join(self.names(value))) for i, value in enumerate(values))
         self.add(
             View(name=self.unique(f"{whole.name}.split"), inputs=(whole,), parts=parts), *values
         )
@@ -245,11 +240,6 @@ def _roots(flow: Flow, node: Node) -> set[Value]:
             crosses = maker.op == "attention" and not maker["causal"]
             todo += [v for v in (maker.inputs[:1] if crosses else maker.inputs) if v is not None]
     return {value for value in seen if value.kind == "input"}
-
-
-def _labels(flow: Flow, values: Sequence[Value]) -> list[str]:
-    del flow
-    return [str(index) for index in range(len(values))]
 
 
 def format_of(value: Value) -> Format:

@@ -154,6 +154,11 @@ def _fits(before: Node, after: Node) -> bool:
     return before.output.shape == after.output.shape
 
 
+def activation_flop(*, gated: bool) -> int:
+    """FLOP of one element of an activation that is not spelled out; a gate is one product more."""
+    return _FLOP["silu"] + gated
+
+
 def is_activation(names: Sequence[str]) -> bool:
     """Whether a chain of these operations is an activation."""
     return not _ACTIVATIONS.isdisjoint(names)

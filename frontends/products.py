@@ -6,6 +6,7 @@ from functools import partial
 from frontends.dim import Dim
 from frontends.dimensions import is_patching
 from frontends.emission import Emit, Emitter, format_of
+from frontends.fusion import activation_flop
 from frontends.program import Node, Value
 from opgraph.experts import Combine, Dispatch, GroupedEinsum, Route
 from opgraph.operator import Activation, Einsum, View
@@ -114,7 +115,7 @@ def _experts(emitter: Emitter, node: Node) -> None:
         name=scope("experts_activation"),
         inputs=(rows,),
         dims=" ".join((*rows.dims[:-1], ffn)),
-        flop_per_element=4 + node["gated"],
+        flop_per_element=activation_flop(gated=node["gated"]),
     )
     (rows,) = emitter.add(activation)
     rows = _grouped(

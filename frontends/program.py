@@ -5,7 +5,7 @@ rest of the way to a model (`frontends.imported`) is the same for all. A *size* 
 SymPy expression over positive integer symbols (the dimensions that stay open).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -355,9 +355,6 @@ class Program:
                     shapes = ", ".join(str(v.shape) for v in values)
                     raise self.refuse(f"the shapes {shapes} do not broadcast")
         return tuple(shape)
-
-    def __iter__(self) -> Iterator[Node]:
-        return iter(self.nodes)
 
     def __str__(self) -> str:
         lines = [f"{self.name}({', '.join(map(str, self.inputs))})"]
