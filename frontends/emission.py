@@ -1,6 +1,7 @@
 """From a program in kernels to operators in named dimensions."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from frontends.dim import Dim
 from frontends.dimensions import Dimensions
@@ -17,6 +18,7 @@ from opgraph.operator import (
     Lookup,
     Norm,
     Operator,
+    Reduce,
     Rotary,
     Sample,
     View,
@@ -56,10 +58,9 @@ class Emitter:
         for node in self.flow.nodes:
             if node.output in skipped or not any(v and self.is_data(v) for v in node.inputs):
                 continue
+            self.program.where = node.where
             if node.op not in rules:
-                raise self.program.refuse(
-                    f"nothing is known of the cost of {node.op} at {node.where}"
-                )
+                raise self.program.refuse(f"nothing is known of the cost of {node.op}")
             rules[node.op](self, node)
         for value in self.flow.results:
             if value not in skipped and self.names(value)[-1:] == ("vocab",):
@@ -253,11 +254,31 @@ Emit = Callable[[Emitter, Node], None]
 
 
 def _view(emitter: Emitter, node: Node) -> None:
-    emitter.alias(node.output, node.operand())
+    source = node.operand()
+    if emitter.flow.weight(source) is None or set(emitter.names(node.output)) == set(
+        emitter.names(source)
+    ):
+        emitter.alias(node.output, source)
+        return
+    weight = emitter.tensor(source)
+    if node.op != "expand":  # a weight is stored as it is read
+        weight = replace(weight, dims=emitter.names(node.output))
+    emitter.tensors[node.output] = weight
 
 
 def _slice(emitter: Emitter, node: Node) -> None:
-    emitter.part(node.output, node.operand())
+    source = node.operand()
+    if emitter.flow.weight(source) is None:
+        emitter.part(node.output, source)
+        return
+    whole = emitter.tensor(source)
+    name = f"{whole.name}.{node['axis']}.{node['start']}"
+    emitter.tensors[node.output] = replace(whole, name=name, dims=emitter.names(node.output))
+
+
+def _reduce(emitter: Emitter, node: Node) -> None:
+    name, dims = emitter.scoped(node, node["fn"]), " ".join(emitter.names(node.output))
+    emitter.add(Reduce(name=name, inputs=(emitter.tensor(node.operand()),), dims=dims), node.output)
 
 
 def _gather(emitter: Emitter, node: Node) -> None:
@@ -346,6 +367,7 @@ PLAIN: Mapping[str, Emit] = {
     "rotary": _rotary,
     "map": _map,
     "concat": _concat,
+    "reduce": _reduce,
     "softmax": _softmax,
     "last": _last,
 }

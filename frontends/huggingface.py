@@ -64,7 +64,9 @@ def from_transformers(
     name = found.model_type
     source = f"transformers {_version()}, {type(model).__name__}"
     with _seams(model):
-        return to_model(traced(model, inputs, name, source), names)
+        # the code for images computes with their height and width
+        fixed = {"pixel_values": ("batch",)} if "pixel_values" in inputs else None
+        return to_model(traced(model, inputs, name, source, fixed), names)
 
 
 def _version() -> str:
@@ -121,7 +123,13 @@ def _build(config: Any) -> tuple[Any, dict[str, Any]]:
             model = auto.from_config(config, dtype=dtype, attn_implementation="opgraph")
         except (KeyError, ValueError):  # a file that has its attention to itself
             model = auto.from_config(config, dtype=dtype, attn_implementation="eager")
-        inputs = _example(model.eval(), config, dtype)
+        try:
+            inputs = _example(model.eval(), config, dtype)
+        except AttributeError as error:
+            raise SpecError(
+                f"{config.model_type}: its inputs are not known ({_short(error)}); trace it "
+                "with from_torch and example inputs"
+            ) from None
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("opgraph")
     fixed = {"use_cache": False, "return_dict": False} if "use_cache" in _parameters(model) else {}

@@ -15,7 +15,7 @@ from frontends.program import Node, Program, Value
 from frontends.recognition import recognised
 from frontends.sequences import SEQUENCES
 from frontends.writer import Writer
-from opgraph.graph import Graph
+from opgraph.graph import Graph, GraphError
 from opgraph.model import Model
 from opgraph.sizes import Expression
 
@@ -52,19 +52,29 @@ def to_model(program: Program, names: Names | None = None) -> Imported:
     writer = Writer(program.name, Precision(), "rms")
     prefill, decode = (_written(Emitter(program, flow, naming, writer, d)) for d in (False, True))
     derived = {name: Expression(text) for name, text in writer.derived.items()}
-    prefill = replace(prefill, derived=derived).check()
-    alike = str(prefill) == str(replace(decode, derived=derived))
+    prefill, decode = (_checked(program, replace(g, derived=derived)) for g in (prefill, decode))
+    alike = str(prefill) == str(decode)
     return Imported(
         name=program.name,
         source=program.source,
         prefill=prefill,
-        decode=prefill if alike else replace(decode, derived=derived).check(),
+        decode=prefill if alike else decode,
         numbers=writer.numbers,
         family="",
         attention=" + ".join(writer.attention),
         inactive=writer.inactive,
         unnamed=naming.unnamed,
     )
+
+
+def _checked(program: Program, graph: Graph) -> Graph:
+    try:
+        return graph.check()
+    except GraphError as error:
+        program.where = ""
+        raise program.refuse(
+            f"its dimensions do not fit together: {error}", "say what they are with names={…}"
+        ) from error
 
 
 def _written(emitter: Emitter) -> Graph:

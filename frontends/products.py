@@ -77,7 +77,7 @@ def _conv(emitter: Emitter, node: Node) -> None:
     """A product over the places that each place sees."""
     x, weight, *bias = (v for v in node.inputs if v is not None)
     if node["groups"] != 1:
-        raise emitter.program.refuse(f"a convolution in {node['groups']} groups at {node.where}")
+        raise emitter.program.refuse(f"a convolution in {node['groups']} groups")
     source, matrix = emitter.tensor(x), emitter.tensor(weight)
     made, *inner = matrix.dims
     out = emitter.names(node.output)
@@ -148,4 +148,20 @@ def _grouped(
     return emitter.add(operator)[0]
 
 
-PRODUCTS: Mapping[str, Emit] = {"project": _project, "conv": _conv, "experts": _experts}
+def _einsum(emitter: Emitter, node: Node) -> None:
+    """A product of two activations."""
+    if len(node.inputs) != 2:
+        raise emitter.program.refuse(f"a product of {len(node.inputs)}: write several of two")
+    first, second = (emitter.tensor(node.operand(i)) for i in (0, 1))
+    out = " ".join(emitter.names(node.output))
+    pattern = f"{' '.join(first.dims)}, {' '.join(second.dims)} -> {out}"
+    product = Einsum(name=emitter.scoped(node, "einsum"), inputs=(first, second), pattern=pattern)
+    emitter.add(product, node.output)
+
+
+PRODUCTS: Mapping[str, Emit] = {
+    "einsum": _einsum,
+    "project": _project,
+    "conv": _conv,
+    "experts": _experts,
+}

@@ -351,7 +351,10 @@ class Program:
             for axis, size in enumerate(value.shape, rank - value.rank):
                 if shape[axis] == 1:
                     shape[axis] = size
-                elif size not in (1, shape[axis]):
+                elif size not in (1, shape[axis]) and isinstance(size, int):
+                    if not isinstance(shape[axis], int):  # an open size that can only be this one
+                        shape[axis] = size
+                        continue
                     shapes = ", ".join(str(v.shape) for v in values)
                     raise self.refuse(f"the shapes {shapes} do not broadcast")
         return tuple(shape)

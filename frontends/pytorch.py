@@ -119,7 +119,9 @@ def _export(
 
 
 def _is_open(dynamic: Mapping[str, Sequence[str | None]] | None, key: str, axis: int) -> bool:
-    return dynamic is None or bool(key in dynamic and dynamic[key][axis : axis + 1])
+    """Whether an axis stays open: every one, or those that *dynamic* has a word for."""
+    words = dict(enumerate(dynamic.get(key, ()))) if dynamic is not None else {axis: key}
+    return bool(words.get(axis))
 
 
 def _by_position(module: Any, inputs: Sequence[Any]) -> dict[str, Any]:
