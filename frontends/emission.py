@@ -142,6 +142,12 @@ class Emitter:
             name = node.scope
         return self.unique(name or otherwise)
 
+    def apart(self, *values: Value) -> list[tuple[str, ...]]:
+        """The dimensions of several values, different ones called differently."""
+        roots = list(dict.fromkeys(a.root for value in values for a in self.dims.atoms(value)))
+        known = dict(zip(roots, self.named(roots), strict=True))
+        return [tuple(known[a.root] for a in self.dims.atoms(value)) for value in values]
+
     def derive(self, word: str, text: str) -> str:
         """The dimension that is the expression *text*, called *word* if that is free."""
         return self.naming.derive(self.writer, word, text)

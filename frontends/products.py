@@ -1,6 +1,7 @@
 """Products with weights: projections, convolutions and experts, written as operators."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from frontends.dim import Dim
@@ -22,11 +23,8 @@ def _project(emitter: Emitter, node: Node) -> None:
     before = emitter.tensor(x)
     outer = [_kept(emitter, weight, first, second) for weight in weights]
     if len(weights) == 1:
-        tensor = emitter.tensor(weights[0])
-        made, name = (
-            emitter.named(a for dim in outer[0] for a in dim.atoms),
-            emitter.called(node, "product"),
-        )
+        name = emitter.called(node, "product")
+        tensor, made = _matrix(emitter, weights[0], first, second, before)
         extra = tuple(emitter.tensor(v) for v in biases if v is not None)
     else:
         name = emitter.unique(emitter.together(node))
@@ -40,11 +38,33 @@ def _project(emitter: Emitter, node: Node) -> None:
     product = Einsum(name=name, inputs=(before, tensor, *extra), pattern=pattern)
     if len(weights) == 1:
         emitter.add(product, node.output)
+        if made != emitter.named(atom for dim in outer[0] for atom in dim.atoms):
+            emitter.arranged(node.output, emitter.names(node.output))
         return
     whole = Value(name, (), node.output.dtype)
     emitter.add(product, whole)
     for value in node.outputs:
         emitter.part(value, whole)
+
+
+def _matrix(
+    emitter: Emitter, weight: Value, first: str, second: str, x: Tensor
+) -> tuple[Tensor, tuple[str, ...]]:
+    """The tensor of a weight, and what its columns are called: apart from what *x* has by the same
+    name, as where a product makes as many features of the model as it takes.
+    """
+    tensor, dims, made = emitter.tensor(weight), list[str](), list[str]()
+    for letter, dim in zip(second, emitter.dims.of[weight], strict=True):
+        for atom in dim.atoms if dim is not None else ():
+            (name,) = emitter.named([atom])
+            if letter not in first:
+                if name in x.dims and isinstance(atom.root.size, int):
+                    name = emitter.writer.dim(f"{name}.other", atom.root.size)
+                made.append(name)
+            dims.append(name)
+    if set(dims) != set(tensor.dims):
+        tensor = replace(tensor, dims=tuple(dims))
+    return tensor, tuple(made)
 
 
 def _kept(emitter: Emitter, weight: Value, first: str, second: str) -> list[Dim]:
@@ -152,11 +172,13 @@ def _einsum(emitter: Emitter, node: Node) -> None:
     """A product of two activations."""
     if len(node.inputs) != 2:
         raise emitter.program.refuse(f"a product of {len(node.inputs)}: write several of two")
-    first, second = (emitter.tensor(node.operand(i)) for i in (0, 1))
-    out = " ".join(emitter.names(node.output))
-    pattern = f"{' '.join(first.dims)}, {' '.join(second.dims)} -> {out}"
-    product = Einsum(name=emitter.scoped(node, "einsum"), inputs=(first, second), pattern=pattern)
-    emitter.add(product, node.output)
+    values = (node.operand(), node.operand(1), node.output)
+    *dims, result = emitter.apart(*values)
+    inputs = tuple(emitter.arranged(v, d) for v, d in zip(values[:2], dims, strict=True))
+    pattern = f"{', '.join(map(' '.join, dims))} -> {' '.join(result)}"
+    name = emitter.scoped(node, "einsum")
+    emitter.add(Einsum(name=name, inputs=inputs, pattern=pattern), node.output)
+    emitter.arranged(node.output, emitter.names(node.output))
 
 
 PRODUCTS: Mapping[str, Emit] = {

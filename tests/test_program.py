@@ -313,3 +313,41 @@ def test_fused_projection_is_split_as_it_is_sliced():
     (expression,) = (model.prefill.derived[dim].text for dim in model.prefill.derived)
     assert expression == "heads*head_dim + 2*kv_heads*head_dim"
     assert model.num_parameters == rows * MODEL
+
+
+def test_product_of_two_activations():
+    """Linear attention's K V: 2·b·h·s·n·p FLOP for the state, summed over the sequence."""
+    p = Program("states", "by hand")
+    x = p.input("x", (3, 7, MODEL), "bf16")
+    key, value = (heads_of(p, x, f"{name}.weight", HEADS) for name in "kv")
+    p.output(p.einsum("bhsn,bhsp->bhnp", key, value))
+    model = to_model(p)
+    (product,) = (op for op, _ in model.prefill.operators if len(op.activations) == 2)
+    at = Sizes({**model.numbers, **SIZES}, model.prefill.derived)
+    assert product.flop(at) == 2 * 3 * HEADS * 7 * HEAD_DIM * HEAD_DIM
+
+
+def test_slices_of_a_weight_add_up_to_it():
+    p = Program("sliced", "by hand")
+    x = p.input("x", (3, 7, MODEL), "bf16")
+    whole = p.weight("both.weight", (3 * FFN, MODEL), "bf16")
+    parts = [p.slice(whole, 0, start, end) for start, end in ((0, FFN), (FFN, 3 * FFN))]
+    p.output(*(p.einsum("bsm,fm->bsf", x, part) for part in parts))
+    assert to_model(p).num_parameters == 3 * FFN * MODEL
+
+
+def test_product_from_the_model_to_the_model():
+    """x + W x: rows and columns are as wide as each other and still two dimensions."""
+    p = Program("square", "by hand")
+    x = p.input("x", (3, 7, MODEL), "bf16")
+    made = p.einsum("bsm,nm->bsn", x, p.weight("w", (MODEL, MODEL), "bf16"))
+    p.output(p.elementwise("add", x, made))
+    model = to_model(p)
+    (product,) = (op for op, _ in model.prefill.operators if isinstance(op, Einsum))
+    assert {role: len(dims) for role, dims in product.roles.items()} == {
+        "batch": 0,
+        "m": 2,
+        "n": 1,
+        "k": 1,
+    }
+    assert model.num_parameters == MODEL * MODEL
