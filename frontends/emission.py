@@ -213,7 +213,7 @@ class Emitter:
     def _split(self, source: Value) -> None:
         """Split *source* into its parts."""
         whole, values = self.tensor(source), [v for v, s in self.parts.items() if s is source]
-        parts = tuple((str(i), " ".join(self.names(value))) for i, value in enumerate(values))
+        parts = tuple((f"part{i}", " ".join(self.names(v))) for i, v in enumerate(values))
         self.add(
             View(name=self.unique(f"{whole.name}.split"), inputs=(whole,), parts=parts), *values
         )

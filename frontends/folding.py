@@ -119,8 +119,9 @@ class _Folding:
         # the first norm of a layer that repeats stands before it
         after = _layer(self.operators[end]) if end < len(self.operators) else ()
         for first, last in self._layers(start, end, after):
-            if _layer(self.operators[first]) not in ((), after):
-                yield Block(f"layer{first}", self._written(first, last), layers=(0,))
+            layer = _layer(self.operators[first])
+            if layer not in ((), after):
+                yield Block(f"layer{layer[-1]}", self._written(first, last), layers=(0,))
             else:
                 name = "stem" if first == 0 else "head" if last == end else f"part{first}"
                 yield Block(name, self._written(first, last))

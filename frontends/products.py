@@ -57,9 +57,10 @@ def _matrix(
     for letter, dim in zip(second, emitter.dims.of[weight], strict=True):
         for atom in dim.atoms if dim is not None else ():
             (name,) = emitter.named([atom])
+            taken = dims if letter in first else (*dims, *x.dims)
+            if name in taken and isinstance(atom.root.size, int):
+                name = emitter.writer.dim(f"{name}.other", atom.root.size)
             if letter not in first:
-                if name in x.dims and isinstance(atom.root.size, int):
-                    name = emitter.writer.dim(f"{name}.other", atom.root.size)
                 made.append(name)
             dims.append(name)
     if set(dims) != set(tensor.dims):
