@@ -2,17 +2,23 @@
 
 from frontends.catalogue import list_models, load_config, load_model
 from frontends.decoder import Decoder
+from frontends.huggingface import from_transformers
+from frontends.imported import Imported
 from frontends.precision import Precision, Scheme
+from frontends.pytorch import from_torch
 from frontends.transformer import Transformer
 from frontends.variant import Lora, Variant
 
 __all__ = [
     "Decoder",
+    "Imported",
     "Lora",
     "Precision",
     "Scheme",
     "Transformer",
     "Variant",
+    "from_torch",
+    "from_transformers",
     "list_models",
     "load_config",
     "load_model",

@@ -9,6 +9,7 @@ from typing import Any
 from frontends.architectures import to_decoder
 from frontends.config import Config
 from frontends.decoder import Absorb
+from frontends.doors import door
 from frontends.precision import Precision
 from frontends.quantization import declared
 from frontends.variant import AS_TRAINED, Variant
@@ -37,7 +38,8 @@ def load_model(
     absorb: Absorb = None,
     variant: Variant = AS_TRAINED,
 ) -> Model:
-    """A model by name, from the path of a ``config.json`` (or its folder), or from its content.
+    """A model by name, from the path of a ``config.json`` (or its folder), or from its content; or
+    from code, given as ``package.module:factory`` (see `frontends.doors`).
 
     Parameters
     ----------
@@ -53,7 +55,12 @@ def load_model(
     ------
     SpecError : no such name or file, or a config that does not describe a known architecture.
     """
-    if isinstance(which, str) and (precision, weights, kv_cache, absorb, variant) == _AS_IT_IS:
+    as_it_is = (precision, weights, kv_cache, absorb, variant) == _AS_IT_IS
+    if (opened := door(which)) is not None:
+        if not as_it_is:
+            raise SpecError(f"{which}: formats and variants are those of the code itself")
+        return opened()
+    if isinstance(which, str) and as_it_is:
         return _plain(which)
     config, source, family = _describe(which)
     chosen = precision or declared(config) or Precision()

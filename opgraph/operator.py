@@ -30,6 +30,7 @@ __all__ = [
     "Norm",
     "Operator",
     "Quantize",
+    "Reduce",
     "Rotary",
     "Sample",
     "Scale",
@@ -192,6 +193,29 @@ class Scale(Elementwise):
     @property
     def summands(self) -> tuple[Tensor, ...]:
         return self.inputs[:1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reduce(Operator):
+    """A sum, mean or extreme over all dimensions but *dims*."""
+
+    dims: str
+
+    kind = "reduce"
+
+    @cached_property
+    def outputs(self) -> tuple[Tensor, ...]:
+        return (self._make(self.name, tuple(self.dims.split()), self.inputs[0].format),)
+
+    @property
+    def contracted(self) -> frozenset[str]:
+        return frozenset(self.inputs[0].dims) - set(self.dims.split())
+
+    def complaint(self, basis: Basis) -> str:
+        return _missing(self.dims, self.inputs[0])
+
+    def flop(self, sizes: Sizes) -> Number:
+        return self.inputs[0].numel(sizes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ from opgraph.operator import (
     Norm,
     Operator,
     Quantize,
+    Reduce,
     Rotary,
     Sample,
     Scale,
@@ -127,6 +128,7 @@ OTHERS: tuple[Operator, ...] = (
     ),
     Send(name="op", inputs=(X,)),
     Fetch(name="op", inputs=(weight("w", "model ffn"), cache_of("k"))),
+    Reduce(name="op", inputs=(X,), dims="batch model"),
 )
 
 # every family of operators that is not in the table above is used by one of these
@@ -678,3 +680,14 @@ def test_a_product_of_three_is_refused():
     op = einsum_of(("ab", "bc", "cd", "ad"))
     with pytest.raises(GraphError, match=r"op: .* is not a product of two: write several"):
         Graph("three", (Block("only", (op,)),), op.inputs).check()
+
+
+def test_reduce_counts_each_element_and_sums_over_what_it_drops():
+    mean = Reduce(name="op", inputs=(X,), dims="batch seq")
+    sizes = Sizes(NUMBERS)
+    elements = 1
+    for dim in X.dims:
+        elements *= NUMBERS[dim]
+    assert mean.flop(sizes) == elements
+    assert mean.outputs[0].dims == ("batch", "seq")
+    assert mean.contracted == {"model"}
