@@ -4,6 +4,7 @@ from frontends.catalogue import list_models, load_config, load_model
 from frontends.decoder import Decoder
 from frontends.huggingface import from_transformers
 from frontends.imported import Imported
+from frontends.onnx import from_onnx
 from frontends.precision import Precision, Scheme
 from frontends.pytorch import from_torch
 from frontends.transformer import Transformer
@@ -17,6 +18,7 @@ __all__ = [
     "Scheme",
     "Transformer",
     "Variant",
+    "from_onnx",
     "from_torch",
     "from_transformers",
     "list_models",

@@ -101,26 +101,24 @@ def _comes_from(flow: Flow, value: Value | None, softmax: Node) -> bool:
 
 
 def _scores(flow: Flow, value: Value | None) -> tuple[Node | None, Value | None, Value | None]:
-    """The product QKᵀ under the softmax, the mask that is added and the sinks beside it."""
-    mask = sinks = None
-    while value is not None and (node := flow.maker.get(value)) is not None:
-        if node.op == "einsum":
-            products = not any(flow.weight(v) for v in node.inputs)
-            return (node if products else None), mask, sinks
-        if node.op == "concat":
-            value, *rest = node.inputs
-            sinks = next(
-                (w for v in rest if (w := flow.weight(flow.below(v) if v else None))), None
-            )
-            continue
-        if node.op not in ("elementwise", *VIEWS):
-            break
-        operands = [v for v in node.inputs if v is not None and v in flow.weighted]
-        beside = [v for v in node.inputs if v is not None and v not in flow.weighted]
-        if len(operands) != 1:
-            break
-        mask = next((v for v in beside if not is_constant(v)), mask)
-        value = operands[0]
+    """The product QKᵀ under the softmax, the mask or bias that is added, the sinks beside it."""
+    node = flow.maker.get(value) if value is not None else None
+    if node is None:
+        return None, None, None
+    if node.op == "einsum":
+        products = len(node.inputs) == 2 and not any(flow.weight(v) for v in node.inputs)
+        return (node if products else None), None, None
+    if node.op == "concat":
+        found, mask, _ = _scores(flow, node.inputs[0])
+        below = (flow.below(v) for v in node.inputs[1:] if v is not None)
+        return found, mask, next((w for v in below if (w := flow.weight(v))), None)
+    if node.op not in ("elementwise", *VIEWS):
+        return None, None, None
+    for operand in (v for v in node.inputs if v is not None and v in flow.weighted):
+        found, mask, sinks = _scores(flow, operand)
+        if found is not None:
+            beside = (v for v in node.inputs if v is not operand and v and not is_constant(v))
+            return found, next(beside, mask), sinks
     return None, None, None
 
 

@@ -1,6 +1,7 @@
 """Models by name: data files with a source; or from a config of one's own."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +30,7 @@ def list_models() -> list[str]:
     return sorted(path.stem for path in _MODELS.glob("*.toml"))
 
 
-def load_model(
+def load_model(  # noqa: PLR0913 - each is an option of its own
     which: str | Path | dict[str, Any],
     *,
     precision: Precision | None = None,
@@ -37,9 +38,10 @@ def load_model(
     kv_cache: str | None = None,
     absorb: Absorb = None,
     variant: Variant = AS_TRAINED,
+    dims: Mapping[str, str | int] | None = None,
 ) -> Model:
     """A model by name, from the path of a ``config.json`` (or its folder), or from its content; or
-    from code, given as ``package.module:factory`` (see `frontends.doors`).
+    from an ONNX file, or from code, given as ``package.module:factory`` (see `frontends.doors`).
 
     Parameters
     ----------
@@ -50,15 +52,16 @@ def load_model(
     absorb : whether latent attention (MLA) runs in the latent space, in both phases or by phase
         (``{"prefill": False, "decode": True}``); where that pays if not given.
     variant : adapters, a pruned cache, a window.
+    dims : what the open sizes of an ONNX file are, see `from_onnx`.
 
     Raises
     ------
     SpecError : no such name or file, or a config that does not describe a known architecture.
     """
     as_it_is = (precision, weights, kv_cache, absorb, variant) == _AS_IT_IS
-    if (opened := door(which)) is not None:
+    if (opened := door(which, dims)) is not None:
         if not as_it_is:
-            raise SpecError(f"{which}: formats and variants are those of the code itself")
+            raise SpecError(f"{which}: formats and variants are its own")
         return opened()
     if isinstance(which, str) and as_it_is:
         return _plain(which)

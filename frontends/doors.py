@@ -2,12 +2,13 @@
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from frontends.huggingface import from_transformers
+from frontends.onnx import from_onnx
 from frontends.pytorch import from_torch
 from hardware import SpecError
 from opgraph.model import Model
@@ -15,14 +16,20 @@ from opgraph.model import Model
 _PLACE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-def door(which: object) -> Callable[[], Model] | None:
-    """What reads *which*, if it is the place of code; None if it is not.
+def door(which: object, dims: Mapping[str, str | int] | None = None) -> Callable[[], Model] | None:
+    """What reads *which*, if it is an ONNX file or the place of code; None if it is not.
+
+    *dims*: open sizes of an ONNX file, see `frontends.from_onnx`.
 
     ``package.module:factory`` names a function without arguments, found from the folder that the
     command runs in. It returns a module and example inputs, a config of ``transformers`` (an
     object or a dictionary with a ``model_type``), or a model.
     """
     text = str(which)
+    if isinstance(which, str | Path) and Path(which).suffix == ".onnx":
+        return lambda: from_onnx(which, dims=dims)
+    if dims:
+        raise SpecError(f"{text}: only an ONNX file has open sizes, such as {next(iter(dims))!r}")
     if isinstance(which, str) and _PLACE.fullmatch(text):
         return lambda: _from_code(text)
     return None

@@ -15,7 +15,6 @@ from opgraph.operator import (
     Add,
     Elementwise,
     Last,
-    Lookup,
     Norm,
     Operator,
     Reduce,
@@ -59,9 +58,7 @@ class Emitter:
             if node.output in skipped or not any(v and self.is_data(v) for v in node.inputs):
                 continue
             self.program.where = node.where
-            if node.op not in rules:
-                raise self.program.refuse(f"nothing is known of the cost of {node.op}")
-            rules[node.op](self, node)
+            rules.get(node.op, rules["other"])(self, node)
         for value in self.flow.results:
             if value not in skipped and self.names(value)[-1:] == ("vocab",):
                 self.add(Sample(name=self.unique("sample"), inputs=(self.tensor(value),)))
@@ -87,8 +84,9 @@ class Emitter:
         found: list[str] = []
         for atom in atoms:
             name = self.naming.name(atom, self.writer)
-            if name in found and isinstance(atom.root.size, int):
-                name = self.writer.dim(f"{name}.other", atom.root.size)
+            while name in found:
+                fixed, name = isinstance(atom.root.size, int), again(before := name)
+                name = self.writer.dim(name, atom.root.size) if fixed else self.derive(name, before)
             found.append(name)
         return tuple(found)
 
@@ -249,6 +247,11 @@ def _roots(flow: Flow, node: Node) -> set[Value]:
     return {value for value in seen if value.kind == "input"}
 
 
+def again(name: str) -> str:
+    """The name of a dimension beside another one that has *name*."""
+    return f"{name}_other" if "." in name else f"{name}.other"
+
+
 def format_of(value: Value) -> Format:
     """The number format of a value."""
     return as_format(
@@ -287,13 +290,15 @@ def _reduce(emitter: Emitter, node: Node) -> None:
     emitter.add(Reduce(name=name, inputs=(emitter.tensor(node.operand()),), dims=dims), node.output)
 
 
-def _gather(emitter: Emitter, node: Node) -> None:
-    inputs = (emitter.tensor(node.operand(1)), emitter.tensor(node.operand()))
-    emitter.add(Lookup(name=emitter.called(node, "lookup"), inputs=inputs), node.output)
-
-
 def _norm(emitter: Emitter, node: Node) -> None:
-    x, weight, bias, *residual = (None if v is None else emitter.tensor(v) for v in node.inputs)
+    x, weight, bias, *_ = (None if v is None else emitter.tensor(v) for v in node.inputs)
+    residual = [
+        emitter.arranged(v, x.dims)
+        if x and set(emitter.names(v)) == set(x.dims)
+        else emitter.tensor(v)
+        for v in node.inputs[3:]
+        if v is not None
+    ]
     inputs = (x, *residual, weight, bias)
     norm = Norm(name=emitter.called(node, "norm"), inputs=tuple(t for t in inputs if t is not None))
     emitter.add(norm, *node.outputs)
@@ -367,7 +372,6 @@ def _gated_norm(emitter: Emitter, node: Node) -> None:
 PLAIN: Mapping[str, Emit] = {
     **dict.fromkeys(("reshape", "transpose", "expand", "cast"), _view),
     "slice": _slice,
-    "gather": _gather,
     "norm": _norm,
     "gated_norm": _gated_norm,
     "rotary": _rotary,

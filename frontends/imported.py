@@ -9,6 +9,7 @@ from frontends.flow import Flow, simplified
 from frontends.folding import folded
 from frontends.fusion import fused, is_causal
 from frontends.naming import Names, Naming
+from frontends.others import OTHERS
 from frontends.precision import Precision
 from frontends.products import PRODUCTS
 from frontends.program import Node, Program, Value
@@ -79,7 +80,7 @@ def _checked(program: Program, graph: Graph) -> Graph:
 
 def _written(emitter: Emitter) -> Graph:
     """The graph that *emitter* writes, repeated layers as one block."""
-    emitter.run({**PLAIN, **PRODUCTS, **SEQUENCES})
+    emitter.run({**PLAIN, **PRODUCTS, **SEQUENCES, **OTHERS})
     blocks = folded(emitter.operators)
     return Graph(emitter.program.name, blocks, tuple(emitter.inputs.values()))
 

@@ -82,6 +82,8 @@ class Naming:
         if root.how == "sum" and root.parts:
             return self.derive(writer, "joined", expression(root, lambda d: self._term(d, writer)))
         word = self.words.get(root)
+        if str(root.size) in OPEN:  # as a file or its user says
+            return str(root.size)
         if word in OPEN:
             return str(word)
         if not isinstance(root.size, int):

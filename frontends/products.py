@@ -8,6 +8,7 @@ from frontends.dim import Dim
 from frontends.dimensions import is_patching
 from frontends.emission import Emit, Emitter, format_of
 from frontends.fusion import activation_flop
+from frontends.others import opaque
 from frontends.program import Node, Value
 from opgraph.experts import Combine, Dispatch, GroupedEinsum, Route
 from opgraph.operator import Activation, Einsum, View
@@ -97,8 +98,9 @@ def _biases(
 def _conv(emitter: Emitter, node: Node) -> None:
     """A product over the places that each place sees."""
     x, weight, *bias = (v for v in node.inputs if v is not None)
-    if node["groups"] != 1:
-        raise emitter.program.refuse(f"a convolution in {node['groups']} groups")
+    if node["groups"] != 1 or node.attributes.get("transposed"):
+        opaque(emitter, node)
+        return
     source, matrix = emitter.tensor(x), emitter.tensor(weight)
     made, *inner = matrix.dims
     out = emitter.names(node.output)
@@ -107,6 +109,9 @@ def _conv(emitter: Emitter, node: Node) -> None:
         parts = (("", " ".join((*places, *inner))),)
         seen = View(name=emitter.scoped(node, "windows"), inputs=(source,), parts=parts)
         (source,) = emitter.add(seen)
+    if not set(places) <= {*source.dims, *matrix.dims}:
+        opaque(emitter, node)
+        return
     pattern = f"{' '.join(source.dims)}, {' '.join(matrix.dims)} -> {' '.join((*places, made))}"
     inputs = (source, matrix, *(emitter.tensor(v) for v in bias))
     emitter.add(

@@ -108,5 +108,20 @@ class Model:
                 f"{self.name}, more than the prompt={np.min(prompt)} in all"
             )
 
+    def check_batch(self, batch: Number) -> None:
+        """Refuse several sequences where what comes out has no batch.
+
+        Raises
+        ------
+        SpecError : the graph is that of a single sequence.
+        """
+        *_, (last, _) = self.prefill.operators
+        batched = any("batch" in self.prefill.basis(dim) for t in last.outputs for dim in t.dims)
+        if not batched and np.any(np.not_equal(batch, 1)):
+            raise SpecError(
+                f"batch={np.max(batch)}: {self.name} is made for one sequence at a time; "
+                "export it with an open batch"
+            )
+
     def _active(self, tensor: Tensor) -> Number:
         return product(self._sizes[self.inactive.get(dim, dim)] for dim in tensor.dims)

@@ -28,6 +28,7 @@ __all__ = [
     "Last",
     "Lookup",
     "Norm",
+    "Opaque",
     "Operator",
     "Quantize",
     "Reduce",
@@ -377,6 +378,41 @@ class Sample(Operator):
 
     def flop(self, sizes: Sizes) -> Number:
         return self.FLOP_PER_ELEMENT * self.inputs[0].numel(sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opaque(Operator):
+    """Something of which only the results and the amount of work are known, as of a pooling.
+
+    *results* gives the dimensions and the format of each result; *flop_per_element* counts for the
+    product of the dimensions *over*, those of the first result if not given. Nothing but the batch
+    is split: what the other dimensions mean to it is not known.
+    """
+
+    results: tuple[tuple[str, str | Format], ...]
+    flop_per_element: float = 0.0
+    over: str = ""
+
+    kind = "other"
+
+    @property
+    def whole(self) -> frozenset[str]:  # type: ignore[override]
+        """Every dimension but the batch."""
+        dims = (dim for tensor in self.inputs for dim in tensor.dims)
+        made = (dim for words, _ in self.results for dim in words.split())
+        return frozenset(dim for dim in (*dims, *made) if dim.partition(".")[0] != "batch")
+
+    @cached_property
+    def outputs(self) -> tuple[Tensor, ...]:
+        names = (self.name, *(f"{self.name}.{i}" for i in range(1, len(self.results))))
+        return tuple(
+            self._make(name, tuple(dims.split()), as_format(dtype))
+            for name, (dims, dtype) in zip(names, self.results, strict=True)
+        )
+
+    def flop(self, sizes: Sizes) -> Number:
+        over = self.over.split() or self.outputs[0].dims
+        return self.flop_per_element * self.size(sizes, *over)
 
 
 @dataclass(frozen=True, kw_only=True)

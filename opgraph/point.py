@@ -182,11 +182,13 @@ class Point:
         Raises
         ------
         SpecError : arrays that do not broadcast together, a plan that the platform or the model
-            or the model's layers do not allow, images that do not fit the model or the prompt.
+            or the model's layers do not allow, images that do not fit the model or the prompt,
+            several sequences for a model that was exported for one.
         """
         _ = self.shape
         self.plan.check(self.model.numbers, self.platform.num_chips, self.platform.name)
         self.model.check_images(self.workload.images, self.workload.prompt)
+        self.model.check_batch(self.workload.batch)
         for _, part in self.by_stages():
             part.pieces("decode")
         return self

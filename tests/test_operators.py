@@ -30,6 +30,7 @@ from opgraph.operator import (
     Last,
     Lookup,
     Norm,
+    Opaque,
     Operator,
     Quantize,
     Reduce,
@@ -129,6 +130,13 @@ OTHERS: tuple[Operator, ...] = (
     Send(name="op", inputs=(X,)),
     Fetch(name="op", inputs=(weight("w", "model ffn"), cache_of("k"))),
     Reduce(name="op", inputs=(X,), dims="batch model"),
+    Opaque(
+        name="op",
+        inputs=(X,),
+        results=(("batch model", "bf16"), ("batch", "int32")),
+        flop_per_element=2,
+        over="batch seq model",
+    ),
 )
 
 # every family of operators that is not in the table above is used by one of these

@@ -1,5 +1,6 @@
 """The options that commands share, and what they ask for: a plan, a report."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,9 @@ def whole(text: str | int) -> int:
         raise typer.BadParameter(f"{text!r} is not a whole number") from None
 
 
-ModelName = Annotated[str, typer.Argument(help="a name of `opgraph list models`, or a config.json")]
+ModelName = Annotated[
+    str, typer.Argument(help="a name of `opgraph list models`, a config.json or .onnx")
+]
 PlatformName = Annotated[
     str, typer.Option("--platform", "-p", help="a name, a TOML file, or CHIP:N such as h100-sxm:8")
 ]
@@ -98,6 +101,10 @@ KVKept = Annotated[float, typer.Option(help="share of cached positions that is k
 Window = Annotated[
     int, typer.Option(parser=whole, metavar="N", help="tokens that full attention looks back")
 ]
+Sizes = Annotated[
+    list[str] | None,
+    typer.Option("--size", metavar="NAME=N", help="an open size of an ONNX file; may be repeated"),
+]
 Cost = Annotated[
     str, typer.Option("--cost", help="the cost model: ideal, calibrated, tiled or corrected")
 ]
@@ -118,6 +125,17 @@ PriceOf = Annotated[str | None, typer.Option(help="$ per chip-hour, or: list, ow
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
 
 
+def _sizes(words: Sequence[str]) -> dict[str, str]:
+    """The open sizes that ``--size NAME=N`` gives."""
+    from hardware import SpecError
+
+    pairs = [word.partition("=") for word in words]
+    for name, sign, value in pairs:
+        if not (name and sign and value):
+            raise SpecError(f"--size {name}: a size is given as NAME=N, such as height=48")
+    return {name: value for name, _, value in pairs}
+
+
 def report_of(options: dict[str, Any]) -> "Report":
     """The report that the options of `simulate` and `trace` ask for."""
     from frontends import Lora, Variant, load_model
@@ -130,7 +148,9 @@ def report_of(options: dict[str, Any]) -> "Report":
     rank = options["lora_rank"]
     lora = Lora(rank=rank, count=options["lora_count"]) if rank else None
     variant = Variant(lora=lora, **some("kv_kept", "window"))
-    model = load_model(options["model"], **some("weights", "kv_cache", "absorb"), variant=variant)
+    formats = some("weights", "kv_cache", "absorb")
+    dims = _sizes(options["size"] or ())
+    model = load_model(options["model"], **formats, variant=variant, dims=dims)
     return simulate(
         model,
         load_platform(options["platform"]),
