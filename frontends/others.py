@@ -3,9 +3,9 @@
 import math
 from collections.abc import Mapping
 
-from frontends.emission import Emit, Emitter, format_of
+from frontends.emission import Emit, Emitter, again, format_of
 from frontends.program import Node
-from opgraph.operator import Lookup, Opaque
+from opgraph.operator import Einsum, Lookup, Opaque, View
 
 # these do something with each element that they read, others with each that they make
 _OF_INPUTS = frozenset({"reduce", "topk", "sort"})
@@ -33,6 +33,26 @@ def _flop_per_element(node: Node) -> float:
     if flop := node.attributes.get("flop", 0):
         return float(flop / math.prod(node.output.shape))
     return 0.0 if node.op in _MOVES else 1.0
+
+
+def squared(emitter: Emitter, node: Node) -> None:
+    """A product over one dimension twice, such as the scores of a sequence with itself."""
+    one, other = (emitter.tensor(node.operand(i)) for i in (0, 1))
+    first, second = str(node["equation"]).partition("->")[0].split(",")
+    axes = zip(second, emitter.dims.of[node.operand(1)], strict=True)
+    free = {a for letter, d in axes if letter not in first and d is not None for a in d.atoms}
+    names = {emitter.naming.name(atom, emitter.writer) for atom in free} & set(one.dims)
+    if names:
+        dims = " ".join(again(dim) if dim in names else dim for dim in other.dims)
+        view = View(name=emitter.scoped(node, "view"), inputs=(other,), parts=(("", dims),))
+        (other,) = emitter.add(view)
+    out = emitter.names(node.output)
+    if not set(out) <= {*one.dims, *other.dims}:
+        opaque(emitter, node)
+        return
+    pattern = f"{' '.join(one.dims)}, {' '.join(other.dims)} -> {' '.join(out)}"
+    name = emitter.scoped(node, "product")
+    emitter.add(Einsum(name=name, inputs=(one, other), pattern=pattern), node.output)
 
 
 def _gather(emitter: Emitter, node: Node) -> None:

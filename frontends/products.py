@@ -8,7 +8,7 @@ from frontends.dim import Dim
 from frontends.dimensions import is_patching
 from frontends.emission import Emit, Emitter, format_of
 from frontends.fusion import activation_flop
-from frontends.others import opaque
+from frontends.others import opaque, squared
 from frontends.program import Node, Value
 from opgraph.experts import Combine, Dispatch, GroupedEinsum, Route
 from opgraph.operator import Activation, Einsum, View
@@ -178,6 +178,10 @@ def _einsum(emitter: Emitter, node: Node) -> None:
     """A product of two activations."""
     if len(node.inputs) != 2:
         raise emitter.program.refuse(f"a product of {len(node.inputs)}: write several of two")
+    atoms = [atom.root for atom in emitter.dims.atoms(node.output)]
+    if len(set(atoms)) < len(atoms):
+        squared(emitter, node)
+        return
     values = (node.operand(), node.operand(1), node.output)
     *dims, result = emitter.apart(*values)
     inputs = tuple(emitter.arranged(v, d) for v, d in zip(values[:2], dims, strict=True))

@@ -251,13 +251,14 @@ def test_names_that_do_not_fit(names, message):
         to_model(p, names)
 
 
-def test_operator_without_a_cost_is_named_with_its_place():
+def test_operator_without_a_kernel_moves_its_bytes_and_is_not_split():
     p = Program("odd", "by hand")
     x = p.einsum("bm,mn->bn", p.input("x", (4, 30), "bf16"), p.weight("w", (30, 42), "bf16"))
     p.where = "layers.3.mixer (mine.py:7)"
     p.output(p.add("fft", [x], [x.shape]))
-    with pytest.raises(SpecError, match=r"odd: nothing is known of the cost of fft .*mine\.py:7"):
-        to_model(p)
+    *_, (operator, _) = to_model(p).prefill.operators
+    assert (operator.name, operator.kind) == ("layers.3.mixer.fft", "other")
+    assert operator.inputs[0].dims[1] in operator.whole
 
 
 def test_shapes_that_do_not_broadcast():
