@@ -12,6 +12,8 @@ the norm of the first layer stands in the stem, and the last one's is the final 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from frontends.encoder import Encoder
 from frontends.hyper import HyperLayer, expand, merge
 from frontends.precision import Precision
@@ -119,24 +121,35 @@ def fold(layers: Sequence[Layer | HyperLayer]) -> tuple[Group, ...]:
 def _cheapest(kinds: list[int]) -> list[tuple[int, int]]:
     """Period and count of the group that begins at each layer, if all that follows is cheapest.
 
-    The cost is the layers written out, then the groups.
+    The cost is the layers written out, then the groups; of equal costs the one with more
+    repetitions, then the shorter period. Cost and repetitions are digits of one number, so that
+    all periods are compared at once.
     """
     length = len(kinds)
-    costs: list[tuple[int, int]] = [(0, 0)] * (length + 1)
+    digit = length + 1
+    written, group = digit**2, digit
+    costs = np.zeros(length + 1, np.int64)
+    # by start and period: the cost with the period's best number of repetitions, less that number
+    best = np.zeros((length + 1, length + 1), np.int64)
+    # by place: how many layers from there are as those from the start on
+    alike = np.zeros(length + 2, np.int64)
+    layers = np.array(kinds)
     chosen = [(1, 1)] * length
     for start in reversed(range(length)):
-        options = []
-        for period in range(1, length - start + 1):
-            count = 1
-            while (end := start + period * (count + 1)) <= length and (
-                kinds[end - period : end] == kinds[start : start + period]
-            ):
-                count += 1
-            for repeats in range(1, count + 1) if period > 1 or count == 1 else (count,):
-                written, groups = costs[start + period * repeats]
-                options.append(((written + period, groups + 1), -repeats, period))
-        costs[start], repeats, period = min(options)
-        chosen[start] = (period, -repeats)
+        alike[:length] = np.where(layers == layers[start], alike[1 : length + 1] + 1, 0)
+        periods = np.arange(1, length - start + 1)
+        ends = start + periods
+        once = costs[ends] + periods * written + group - 1
+        again = best[ends, periods] - 1
+        repeats = alike[ends] >= periods
+        found = np.where(repeats, np.minimum(once, again), once)
+        if repeats[0]:  # equal layers in a row are never parted
+            found[0] = again[0]
+        best[start, periods] = found
+        period = int(np.argmin(found))
+        count = int(-found[period] % digit)
+        costs[start] = found[period] + count
+        chosen[start] = (period + 1, count)
     return chosen
 
 
@@ -184,8 +197,13 @@ class Decoder:
 
         Raises
         ------
-        SpecError : *absorb* names something that is no phase.
+        SpecError : *absorb* names something that is no phase, or there is no latent attention;
+            an adapter wider than the model.
         """
+        if variant.lora and variant.lora.rank > self.model:
+            raise SpecError(
+                f"lora: rank {variant.lora.rank} is more than the width {self.model} of {self.name}"
+            )
         writer = Writer(self.name, precision or Precision(), self.norm)
         writer.decodes, writer.absorb = True, _choice(absorb, "decode")
         writer.variant = variant
@@ -195,6 +213,8 @@ class Decoder:
         writer = writer.again()
         writer.absorb = _choice(absorb, "prefill")
         prefill = self._graph(writer, self.encoder)
+        if absorb is not None and not any("MLA" in kind for kind in writer.attention):
+            raise SpecError(f"absorb={absorb!r}: {self.name} has no latent attention; leave it out")
         alike = prefill.blocks == decode.blocks
         return Model(
             self.name,

@@ -131,6 +131,9 @@ def test_sparse_attention_is_absorbed_in_both_phases():
 def test_an_unknown_phase_is_refused():
     with pytest.raises(SpecError, match=r"'prefil' is no phase; did you mean 'prefill'"):
         load_model("deepseek-v3", absorb={"prefil": True})
+    for form in (True, False, {"decode": True}):
+        with pytest.raises(SpecError, match=r"llama-3\.1-8b has no latent attention"):
+            load_model("llama-3.1-8b", absorb=form)
 
 
 def test_the_latent_cache_is_on_every_chip():

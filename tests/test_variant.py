@@ -27,6 +27,12 @@ def test_adapters_have_the_parameters_of_two_thin_matrices():
     assert only.num_parameters - plain == attention
 
 
+def test_an_adapter_is_not_wider_than_the_model():
+    assert adapted(rank=4096).num_parameters
+    with pytest.raises(SpecError, match="rank 4097 is more than the width 4096 of llama"):
+        adapted(rank=4097)
+
+
 def work(model, batch, seq, context):
     sizes = Sizes(
         {**model.numbers, "batch": batch, "seq": seq, "context": context, "skew": 0.0},
