@@ -20,7 +20,7 @@ from hardware.price import Ownership, Price, chip_hour, list_prices, load_owners
 from hardware.thermal import slowed
 from hardware.tier import Tier, list_tiers, load_tier
 from hardware.traffic import chain_energy, network_energy, traffic
-from hardware.units import Number, format_quantity, parse_quantity
+from hardware.units import Number, format_number, format_quantity, format_range, parse_quantity
 
 __all__ = [
     "Chip",
@@ -48,7 +48,9 @@ __all__ = [
     "collective",
     "die_cost",
     "die_yield",
+    "format_number",
     "format_quantity",
+    "format_range",
     "list_chips",
     "list_platforms",
     "list_prices",

@@ -17,6 +17,7 @@ from hardware.specs import (
     LARGEST_COUNT,
     Name,
     Text,
+    as_text,
     check_name,
     find_spec,
     list_specs,
@@ -31,7 +32,7 @@ _PROTOCOLS = _PLATFORMS.parent / "protocols"
 _COUNTED = re.compile(r"(?P<name>[^:×]*)[:×](?P<count>[^:×]*)")
 
 
-def load_platform(name: str) -> Platform:
+def load_platform(name: str | Path) -> Platform:
     """Return a platform: by name, from a file, or so many chips or platforms.
 
     "dgx-h100" is one of the catalogue; "my.toml" a file of a platform, or of a chip for one
@@ -42,6 +43,7 @@ def load_platform(name: str) -> Platform:
     >>> load_platform("h100-sxm:16").num_chips
     16
     """
+    name = as_text(name)
     base, _, count = name.rpartition(":") if ".toml:" in name else (name, "", "1")
     if base.endswith(".toml"):
         return _file_platform(Path(base), _read_count(count, name))

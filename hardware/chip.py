@@ -22,12 +22,13 @@ from hardware.specs import (
     Name,
     Text,
     Watts,
+    as_text,
     find_spec,
     list_specs,
     one_of,
     read_spec,
 )
-from hardware.units import Number
+from hardware.units import Number, format_range, in_unit
 
 _CHIPS = Path(__file__).parent / "data" / "chips"
 
@@ -46,6 +47,11 @@ _WIDER = {
 holds every value of the narrower type, but for bf16 and fp16, which stand for each other.
 Formats of 4 and 6 bits have a scale per block, with which FP8 does not hold their values: engines
 unpack them to 16 bits (vLLM and SGLang: Marlin kernels on chips before Blackwell)."""
+
+_UNITS = {
+    "memory_bandwidth": "B/s", "memory_capacity": "B", "clock": "Hz", "power": "W",
+    "vector": "FLOP/s",
+}  # fmt: skip
 
 DTYPES = tuple(_WIDER)
 Dtype: TypeAlias = Annotated[str, one_of(DTYPES)]
@@ -142,6 +148,14 @@ class Chip:
         rates = {dtype: in_double(rate) for dtype, rate in self.matrix.items()}
         object.__setattr__(self, "matrix", rates)
 
+    def __str__(self) -> str:
+        parts = {"FLOP/s": self.peak("bf16"), "B": self.memory_capacity,
+                 "B/s": self.memory_bandwidth, "W": self.power}  # fmt: skip
+        rate, size, speed, power = (
+            "" if value is None else format_range(value, unit) for unit, value in parts.items()
+        )
+        return f"{self.name}: {rate} in bf16, {size} at {speed}" + (f", {power}" if power else "")
+
     @property
     def memory_capacity(self) -> Number:
         """Bytes the main memory holds."""
@@ -211,7 +225,7 @@ class Chip:
         return vector if held is None else figures[held]
 
     def replace(self, **changes: Any) -> "Chip":
-        """Return this chip with other figures, each a number or an array.
+        """Return this chip with other figures, each a number, an array, or text with a unit.
 
         Names: memory_bandwidth, memory_capacity, clock, cores, power, vector, and peak,
         a mapping from dtype to FLOP/s that sets those rates. Raises SpecError for another
@@ -222,6 +236,7 @@ class Chip:
         for name in changes:
             if name not in known:
                 raise SpecError(f"a chip has no {name!r} to replace{nearest(name, known)}")
+        changes = {name: in_unit(name, value, _UNITS.get(name)) for name, value in changes.items()}
         main = dataclasses.replace(
             self.memory[0],
             bandwidth=changes.get("memory_bandwidth", self.memory_bandwidth),
@@ -233,6 +248,9 @@ class Chip:
         for dtype in rates:
             if dtype not in DTYPES:
                 raise SpecError(f"unknown dtype {dtype!r} in peak{nearest(dtype, DTYPES)}")
+        rates = {
+            dtype: in_unit(f"peak of {dtype}", rate, "FLOP/s") for dtype, rate in rates.items()
+        }
         return dataclasses.replace(
             self,
             memory=(main, *self.memory[1:]),
@@ -241,7 +259,7 @@ class Chip:
         )
 
 
-def load_chip(name: str) -> Chip:
+def load_chip(name: str | Path) -> Chip:
     """Return the chip of the catalogue called *name*, or the one in the file *name*.toml.
 
     Raises SpecError if there is no such chip or the file does not describe one.
@@ -249,6 +267,7 @@ def load_chip(name: str) -> Chip:
     >>> load_chip("h100-sxm").memory_capacity / 2**30
     80.0
     """
+    name = as_text(name)
     return _read_chip(name) if name.endswith(".toml") else _catalogue_chip(name)
 
 

@@ -20,6 +20,7 @@ from hardware.specs import (
     Offset,
     Text,
     Watts,
+    as_text,
     read_spec,
 )
 from hardware.technology import Interposer, Material, named, technology
@@ -273,10 +274,10 @@ def _overlap(one: tuple[float, float], other: tuple[float, float]) -> float:
     return min(one[1], other[1]) - max(one[0], other[0])
 
 
-def load_package(path: str, interposer: str | None = None) -> Package:
+def load_package(path: str | Path, interposer: str | None = None) -> Package:
     """Return the package in a TOML file, on another *interposer* if one is named.
 
     Raises SpecError if the file describes none.
     """
-    package = read_spec(Path(path), Package)
+    package = read_spec(Path(as_text(path)), Package)
     return package if interposer is None else dataclasses.replace(package, interposer=interposer)

@@ -17,8 +17,9 @@ from hardware.offers import CollectiveCost
 from hardware.placement import Group, Places, places, spread
 from hardware.specs import Name, Text
 from hardware.tier import Tier
-from hardware.units import Number
+from hardware.units import Number, format_range, in_unit
 
+_UNITS = {"bandwidth": "B/s", "latency": "s", "hop_latency": "s"}
 Spec = TypeVar("Spec", Link, Level)
 
 
@@ -48,6 +49,14 @@ class Platform:
         if len(set(names)) < len(names):
             raise SpecError(f"tiers of {self.name} need different names: {', '.join(names)}")
 
+    def __str__(self) -> str:
+        levels = "".join(
+            f", {level.name} of {level.size}: {level.topology} of "
+            f"{format_range(level.link.bandwidth, 'B/s')}"
+            for level in self.levels
+        )
+        return f"{self.name}: {self.num_chips} × {self.chip.name}{levels}"
+
     @property
     def num_chips(self) -> int:
         """Chips in the whole platform."""
@@ -71,23 +80,26 @@ class Platform:
 
     def with_link(
         self,
-        level_name: str,
-        bandwidth: Number | None = None,
-        latency: Number | None = None,
+        level_name: str | None = None,
+        bandwidth: Number | str | None = None,
+        latency: Number | str | None = None,
         **changes: Any,
     ) -> "Platform":
-        """Return this platform with other links at one level.
+        """Return this platform with other links at one level, which it may leave out if it has
+        no other.
 
-        changes: hop_latency, or protocols (see `load_protocols`).
+        bandwidth, latency: a number, an array, or text with a unit. changes: hop_latency, or
+        protocols (see `load_protocols`).
         Raises SpecError if it has no such level, or the figure is not one a link can have.
         """
         given = {"bandwidth": bandwidth, "latency": latency}
         changes |= {name: value for name, value in given.items() if value is not None}
+        changes = {name: in_unit(name, value, _UNITS.get(name)) for name, value in changes.items()}
         link = _changed(self._level(level_name).link, "link", changes)
         return self.with_level(level_name, link=link)
 
-    def with_level(self, level_name: str, **changes: Any) -> "Platform":
-        """Return this platform with one level wired in another way.
+    def with_level(self, level_name: str | None = None, **changes: Any) -> "Platform":
+        """Return this platform with one level wired in another way; its only one if not named.
 
         changes: topology, shape, oversubscription, reconfiguration, in_switch_reduction,
         size or link. Raises SpecError if it has no such level, or no level can be like that.
@@ -98,12 +110,17 @@ class Platform:
             self, levels=tuple(new if level is old else level for level in self.levels)
         )
 
-    def _level(self, name: str) -> Level:
+    def _level(self, name: str | None) -> Level:
+        if name is None and len(self.levels) == 1:
+            return self.levels[0]
         for level in self.levels:
             if level.name == name:
                 return level
-        known = nearest(name, [level.name for level in self.levels])
-        raise SpecError(f"{self.name} has no level {name!r}{known}")
+        names = [level.name for level in self.levels]
+        if name is None or not names:
+            words = f"several levels; say which: {', '.join(names)}" if names else "no links"
+            raise SpecError(f"{self.name} has {words}")
+        raise SpecError(f"{self.name} has no level {name!r}{nearest(name, names)}")
 
     def replicate(self, n: int) -> "Platform":
         """Return *n* of this platform, joined over scale_out by a switch level "cluster".

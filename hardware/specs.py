@@ -209,11 +209,19 @@ def list_specs(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.toml"))
 
 
+def as_text(name: object) -> str:
+    """Return *name* as text; SpecError if it is neither a text nor a path."""
+    if isinstance(name, str | Path):
+        return str(name)
+    raise SpecError(f"{shown(name)} is neither a name nor the path of a file")
+
+
 def find_spec(folder: Path, name: str) -> Path:
     """Return the path of the spec *name*: a path that ends in .toml, or a file of *folder*.
 
     Raises SpecError with the nearest names if *folder* has no such file.
     """
+    name = as_text(name)
     if name.endswith(".toml"):
         return Path(name)
     path = folder / f"{check_name(name)}.toml"
@@ -233,7 +241,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
-        table = tomllib.loads(content.decode()) if len(content) <= LARGEST_FILE else None
+        table = tomllib.loads(content.decode("utf-8-sig")) if len(content) <= LARGEST_FILE else None
     except OSError as error:
         raise SpecError(f"cannot read {shown(str(path))}: {error.strerror}") from None
     except RecursionError:

@@ -17,6 +17,7 @@ from hardware.specs import (
     Name,
     Seconds,
     Text,
+    as_text,
     find_spec,
     list_specs,
     read_spec,
@@ -88,7 +89,7 @@ class Tier:
         return self.bandwidth if total is None else smaller(self.bandwidth, total / users)
 
 
-def load_tier(name: str) -> Tier:
+def load_tier(name: str | Path) -> Tier:
     """Return the tier of the catalogue called *name*, or the one in the file *name*.toml.
 
     Raises SpecError if there is no such tier or the file does not describe one.
@@ -96,6 +97,7 @@ def load_tier(name: str) -> Tier:
     >>> load_tier("host-pcie5").bandwidth
     64000000000.0
     """
+    name = as_text(name)
     if name.endswith(".toml"):
         return read_spec(find_spec(_TIERS, name), Tier)
     return _catalogue_tier(name)

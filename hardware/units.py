@@ -9,6 +9,7 @@ import math
 import re
 from typing import Any, TypeAlias
 
+import numpy as np
 from numpy.typing import NDArray
 
 from hardware.errors import SpecError, nearest, shown
@@ -85,6 +86,29 @@ def _example(unit: str, digits: str = "") -> str:
     return f"'{digits} {symbol}'" if digits else f"its unit, such as '{symbol}'"
 
 
+def in_unit(name: str, value: Any, unit: str | None) -> Any:
+    """Return a text with a unit as a number in *unit*, anything else as it is.
+
+    Raises SpecError, which begins with *name*, for a text that is none.
+    """
+    if unit is None or not isinstance(value, str):
+        return value
+    try:
+        return parse_quantity(value, unit)
+    except SpecError as error:
+        raise SpecError(f"{name}: {error}") from None
+
+
+def format_number(value: float, digits: int = 4) -> str:
+    """Write a number to so many digits, large ones whole and in groups of three.
+
+    >>> format_number(10223.4), format_number(0.51239)
+    ('10,223', '0.5124')
+    """
+    whole = abs(value) >= 10 ** (digits - 1) or float(value).is_integer()
+    return f"{value:,.0f}" if whole else f"{value:.{digits}g}"
+
+
 def format_quantity(value: float, unit: str, digits: int = 3) -> str:
     """Write one number in *unit* as text, with decimal prefixes.
 
@@ -101,3 +125,13 @@ def format_quantity(value: float, unit: str, digits: int = 3) -> str:
     if not math.isfinite(rounded):
         prefix = ""
     return f"{rounded / scales[prefix]:.{digits}g} {prefix}{unit}"
+
+
+def format_range(value: Number, unit: str) -> str:
+    """Write a number in *unit*; of an array the least and the largest.
+
+    >>> format_range(np.array([1e12, 8e12]), "B/s")
+    '1 TB/s to 8 TB/s'
+    """
+    low, high = (format_quantity(float(end), unit) for end in (np.min(value), np.max(value)))
+    return low if low == high else f"{low} to {high}"

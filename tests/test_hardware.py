@@ -5,6 +5,7 @@ import doctest
 import importlib
 import math
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,11 +20,14 @@ from hardware import (
     Memory,
     Platform,
     SpecError,
+    format_number,
     format_quantity,
     list_chips,
     list_platforms,
     load_chip,
+    load_package,
     load_platform,
+    load_tier,
     parse_quantity,
 )
 from hardware.catalogue import near_cube
@@ -523,7 +527,7 @@ def test_replace_takes_arrays():
 
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, np.array([1, 0]), np.array([np.nan]),
-                                   np.array([]), "fast", [[1], [2, 3]]])  # fmt: skip
+                                   np.array([]), [[1], [2, 3]]])  # fmt: skip
 @pytest.mark.parametrize(
     "name", ["memory_bandwidth", "memory_capacity", "vector", "clock", "power"]
 )
@@ -531,6 +535,64 @@ def test_replace_refuses_what_no_chip_has(name, value):
     with pytest.raises(SpecError) as error:
         toy_chip().replace(**{name: value})
     assert "must be finite and positive" in one_line(error)
+
+
+def test_figures_may_be_texts_with_units():
+    chip = toy_chip().replace(memory_bandwidth="8 TB/s", peak={"fp8": "2 PFLOP/s"})
+    assert (chip.memory_bandwidth, chip.peak("fp8")) == (8e12, 2e15)
+    platform = load_platform("dgx-h100").with_link(bandwidth="900 GB/s", latency="2 us")
+    assert (platform.levels[0].link.bandwidth, platform.levels[0].link.latency) == (9e11, 2e-6)
+    for name, text in (("clock", "fast"), ("power", "3 TB/s"), ("memory_capacity", "80")):
+        with pytest.raises(SpecError, match=f"^{name}: '{text}'"):
+            toy_chip().replace(**{name: text})
+    with pytest.raises(SpecError, match=r"^peak of fp8: '2' has no unit"):
+        toy_chip().replace(peak={"fp8": "2"})
+
+
+def test_the_only_level_need_not_be_named():
+    node = load_platform("dgx-h100")
+    assert node.with_link(bandwidth=1e9) == node.with_link("node", bandwidth=1e9)
+    assert node.with_level(topology="full").levels[0].topology == "full"
+    with pytest.raises(SpecError, match="has several levels; say which: node, cluster"):
+        load_platform("dgx-h100:2").with_link(bandwidth=1e9)
+    for name in (None, "node"):
+        with pytest.raises(SpecError, match="h100-sxm:1 has no links"):
+            load_platform("h100-sxm:1").with_link(name, bandwidth=1e9)
+
+
+@pytest.mark.parametrize("load", [load_platform, load_chip, load_tier, load_package])
+@pytest.mark.parametrize("name", [3, None, ["h100-sxm"]])
+def test_what_is_no_name_is_refused(load, name):
+    with pytest.raises(SpecError) as error:
+        load(name)
+    assert "is neither a name nor the path of a file" in one_line(error)
+
+
+def test_a_path_and_a_byte_order_mark_are_fine(tmp_path):
+    path = tmp_path / "mine.toml"
+    source = Path(hardware.__file__).parent / "data" / "chips" / "h100-sxm.toml"
+    path.write_text("\ufeff" + source.read_text(encoding="utf-8"), encoding="utf-8")
+    assert load_platform(path).chip == load_chip(path) == load_chip("h100-sxm")
+
+
+def test_a_machine_prints_as_a_line():
+    assert str(load_chip("h100-sxm")) == (
+        "h100-sxm: 989 TFLOP/s in bf16, 85.9 GB at 3.35 TB/s, 700 W"
+    )
+    assert str(load_platform("dgx-h100:4")) == (
+        "dgx-h100:4: 32 × h100-sxm, node of 8: switch of 450 GB/s, cluster of 4: switch of 50 GB/s"
+    )
+    swept = load_chip("h100-sxm").replace(memory_bandwidth=np.array([8e12, 1e12]))
+    assert "at 1 TB/s to 8 TB/s" in str(swept)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (12.0, "12"), (0.51239, "0.5124"), (999.96, "1000"), (10223.4, "10,223"),
+     (-10223.4, "-10,223"), (1.5e9, "1,500,000,000"), (math.inf, "inf"), (2.5e-7, "2.5e-07")],
+)  # fmt: skip
+def test_numbers_read_well(value, text):
+    assert format_number(value) == text
 
 
 def test_replace_names_the_nearest():
