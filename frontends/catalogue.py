@@ -15,7 +15,7 @@ from frontends.precision import Precision
 from frontends.quantization import declared
 from frontends.variant import AS_TRAINED, Variant
 from hardware import SpecError
-from hardware.errors import nearest
+from hardware.errors import nearest, shown
 from hardware.specs import read_toml
 from opgraph.model import Model
 
@@ -67,9 +67,9 @@ def load_model(  # noqa: PLR0913 - each is an option of its own
         return _plain(which)
     config, source, family = _describe(which)
     chosen = precision or declared(config) or Precision()
-    if weights:
+    if weights is not None:
         chosen = replace(chosen, weights=weights, classes={})
-    if kv_cache:
+    if kv_cache is not None:
         chosen = replace(chosen, kv_cache=kv_cache)
     return to_decoder(config, source, family).to_model(chosen, absorb, variant)
 
@@ -101,20 +101,30 @@ def _describe(which: str | Path | dict[str, Any]) -> tuple[Config, str, str]:
     """The config, its source and its family; source and family are empty where not known."""
     if isinstance(which, dict):
         return Config(which, "config"), "", ""
+    if not isinstance(which, str | Path):
+        raise SpecError(f"{shown(which)} is neither a model's name, nor a path, nor a config")
     if str(which) in list_models():
         spec = read_toml(_MODELS / f"{which}.toml")
         return Config(spec["config"], str(which)), spec["source"], spec["family"]
-    path = Path(which)
-    if path.suffix not in (".json", ".toml") and not path.exists():
-        raise SpecError(f"no model {str(which)!r}{nearest(str(which), list_models())}")
-    if path.is_dir():
-        path = path / "config.json"
+    path = _config_file(str(which))
     content = read_toml(path).get("config") if path.suffix == ".toml" else _with_formats(path)
     if not isinstance(content, dict):
         raise SpecError(
             f"{path}: a config is a table of keys and values, not {type(content).__name__}"
         )
     return Config(content, str(path)), "", ""
+
+
+def _config_file(text: str) -> Path:
+    path = Path(text)
+    try:
+        is_path = path.suffix in (".json", ".toml") or (bool(text) and path.exists())
+        inside = is_path and path.is_dir()
+    except OSError as error:
+        raise SpecError(f"{shown(text)} cannot be read: {error.strerror}") from None
+    if not is_path:
+        raise SpecError(f"no model {shown(text)}{nearest(text, list_models())}")
+    return path / "config.json" if inside else path
 
 
 def _with_formats(path: Path) -> Any:
@@ -130,7 +140,8 @@ def _read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise SpecError(f"{path} is larger than {_MAX_BYTES} bytes: no config is")
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_constant)
+        text = path.read_text(encoding="utf-8-sig")  # some editors write a byte-order mark
+        return json.loads(text, parse_constant=_constant, object_pairs_hook=_each_once)
     except FileNotFoundError:
         raise SpecError(f"there is no file {path}") from None
     except OSError as error:
@@ -141,6 +152,16 @@ def _read_json(path: Path) -> Any:
         raise SpecError(f"{path} is nested too deeply for a config") from None
     except ValueError as error:
         raise SpecError(f"{path} is not valid JSON: {error}") from None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A table, of which JSON would take the last of equal keys without a word."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {shown(twice)} stands twice in a table")
+    return table
 
 
 def _constant(text: str) -> float:

@@ -43,6 +43,11 @@ class Model:
     inactive: Mapping[str, str] = field(default_factory=dict)
     encodes_prompt: bool = False
 
+    def __str__(self) -> str:
+        total, active = (n / 1e9 for n in (self.num_parameters, self.num_active_parameters))
+        used = f", {active:.4g} of them active" if active < total else ""
+        return f"{self.name}: {self.attention}, {total:.4g} billion parameters{used}"
+
     @cached_property
     def _sizes(self) -> Sizes:
         return Sizes(self.numbers, self.prefill.derived)
@@ -91,6 +96,11 @@ class Model:
         inserts = (op for op, _ in self.prefill.operators if isinstance(op, Insert))
         found = next(inserts, None)
         return int(product(self._sizes[d] for d in found.inputs[1].dims[2:-1])) if found else 0
+
+    def check_skew(self, skew: Number) -> None:
+        """Refuse skewed choices of experts that the model does not have; SpecError."""
+        if np.any(skew) and not any(dim.partition(".")[0] == "experts" for dim in self.numbers):
+            raise SpecError(f"skew={np.max(skew):g}: {self.name} has no experts; leave it out")
 
     def check_images(self, images: Number, prompt: Number) -> None:
         """Refuse images that the model does not take or the prompt has no place for.

@@ -71,6 +71,8 @@ FORMATS: dict[str, Format] = {
     "mxfp4": Format(4, 32, 8, name="mxfp4", compute="fp4"),
     "nvfp4": Format(4, 16, 8, name="nvfp4", compute="fp4"),
 }
+# the widest matrix of a model that we know has 2**16 rows or columns
+_MOST_GROUP = 2**16
 _GROUPED = re.compile(r"int(\d)-g(\d+)")
 
 
@@ -91,7 +93,7 @@ def as_format(text: str | Format) -> Format:
         return FORMATS[text]
     if match := _GROUPED.fullmatch(text):
         bits, group = int(match[1]), int(match[2])
-        if bits and group:
+        if bits and 0 < group <= _MOST_GROUP:
             return Format(bits, group, 16, bits, name=text, compute=f"int{bits}")
     raise SpecError(f"no number format {text!r}{nearest(text, [*FORMATS, 'int4-g128'])}")
 

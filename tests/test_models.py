@@ -1,5 +1,8 @@
 """Every model of the catalogue against its published counts, which the file itself cites."""
 
+import json
+import time
+
 import numpy as np
 import pytest
 
@@ -150,6 +153,95 @@ def test_fold(text, groups):
     found = fold(layers(text))
     assert [(g.name, len(g.layers), g.count) for g in found] == groups
     assert [layer for g in found for _ in range(g.count) for layer in g.layers] == layers(text)
+
+
+def test_folding_as_searched_one_by_one():
+    """Every split into repeated groups is tried that does not part a run of equal layers."""
+
+    def cheapest(kinds):
+        if not kinds:
+            return 0, 0
+        costs = []
+        run = len(kinds) - len(kinds.lstrip(kinds[0]))
+        for period in range(1, len(kinds) + 1):
+            for count in range(1 if period > 1 else run, len(kinds) // period + 1):
+                if kinds[: period * count] == kinds[:period] * count:
+                    written, groups = cheapest(kinds[period * count :])
+                    costs.append((written + period, groups + 1))
+        return min(costs)
+
+    for text in ("lldd", "lgllgl", "dlglglgd", "lgdlgdll", "lldlldd", "lldld", "ldgdldgd"):
+        groups = fold(layers(text))
+        assert (sum(len(g.layers) for g in groups), len(groups)) == cheapest(text)
+
+
+def test_a_thousand_unlike_layers_fold_at_once():
+    several = [Layer(channel=number) for number in range(1000)]
+    start = time.process_time()
+    groups = fold(several)
+    assert time.process_time() - start < 1
+    assert [(g.name, g.count, len(g.layers)) for g in groups] == [("layer", 1, 1000)]
+
+
+LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 8, "vocab_size": 100,
+         "intermediate_size": 128, "num_hidden_layers": 2}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"torch_dtype": "bfloat61"}, "'torch_dtype' is 'bfloat61'; did you mean 'bfloat16'"),
+        ({"dtype": 16}, "'dtype' is 16, but must be a word"),
+        ({"model_type": 5}, "'model_type' is 5, but must be a word"),
+        ({"model_type": None}, "'model_type' is missing"),
+        (
+            {"model_type": "mistral", "use_sliding_window": False, "sliding_window": -1},
+            "'sliding_window' is -1",
+        ),
+    ],
+)
+def test_a_config_that_makes_no_sense(changes, message):
+    with pytest.raises(SpecError, match=message):
+        load_model({**LLAMA, **changes})
+
+
+def test_a_dtype_may_be_called_as_pytorch_prints_it():
+    assert load_model({**LLAMA, "torch_dtype": "torch.float16"}).num_parameters > 0
+
+
+def test_json_with_a_byte_order_mark_or_a_key_twice(tmp_path):
+    path = tmp_path / "config.json"
+    text = json.dumps(LLAMA)
+    path.write_text("\ufeff" + text, encoding="utf-8")
+    assert load_model(path).num_parameters == load_model(LLAMA).num_parameters
+    path.write_text(text[:-1] + ', "hidden_size": 128}')
+    with pytest.raises(SpecError, match="the key 'hidden_size' stands twice"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("which", "message"),
+    [
+        (3, "3 is neither a model's name, nor a path, nor a config"),
+        ("", "no model ''"),
+        ("x" * 5000, "cannot be read: File name too long"),
+    ],
+)
+def test_what_names_no_model(which, message):
+    with pytest.raises(SpecError, match=message) as error:
+        load_model(which)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("text", ["", "int4-g99999999", "int4-g0"])
+def test_a_format_that_is_none(text):
+    with pytest.raises(SpecError, match=f"no number format '{text}'"):
+        load_model("llama-3.1-8b", weights=text)
+
+
+def test_a_model_prints_as_a_line():
+    assert str(load_model("llama-3.1-8b")) == "llama-3.1-8b: GQA, 8.03 billion parameters"
+    assert str(load_model("deepseek-v3")).endswith("671 billion parameters, 37.55 of them active")
 
 
 def test_ratios_may_leave_out_multi_token_prediction():

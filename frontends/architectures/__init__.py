@@ -22,6 +22,11 @@ ARCHITECTURES: dict[str, Callable[[Config, str, str], Decoder]] = {
 }
 
 
+# what a checkpoint's numbers may be, by PyTorch's names (torch.dtype); the precision is chosen
+# elsewhere, but a name that does not exist is a slip in the config
+_DTYPES = ("auto", "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+
+
 def to_decoder(config: Config, source: str = "", family: str = "") -> Decoder:
     """The decoder that *config* describes, by its ``model_type``.
 
@@ -29,9 +34,10 @@ def to_decoder(config: Config, source: str = "", family: str = "") -> Decoder:
     ------
     SpecError : an architecture that is not known, a size that is missing or contradicts another.
     """
-    kind = config.values.get("model_type")
-    if not isinstance(kind, str):
+    kind = config.word("model_type")
+    if not kind:
         raise SpecError(f"{config.name}: 'model_type' is missing; it names the architecture")
+    _check_dtype(config)
     if kind in MULTIMODAL:
         several = MULTIMODAL[kind]
         text = to_decoder(several.text_config(config), source, family or kind)
@@ -40,3 +46,10 @@ def to_decoder(config: Config, source: str = "", family: str = "") -> Decoder:
         hint = nearest(kind, [*ARCHITECTURES, *MULTIMODAL])
         raise SpecError(f"{config.name}: the architecture {kind!r} is not known{hint}")
     return ARCHITECTURES[kind](config, source or config.name, family or kind)
+
+
+def _check_dtype(config: Config) -> None:
+    for key in ("torch_dtype", "dtype"):
+        word = config.word(key, "auto").removeprefix("torch.")
+        if word not in _DTYPES:
+            raise SpecError(f"{config.name}: {key!r} is {word!r}{nearest(word, _DTYPES)}")

@@ -181,7 +181,8 @@ def rotated(config: Config, size: int) -> float:
 def every_window(config: Config, index: int) -> int:
     """The same window in all layers, if the config has one and it is in use."""
     del index
-    return config.whole("sliding_window", 0) if config.flag("use_sliding_window", True) else 0
+    size = config.whole("sliding_window", 0)
+    return size if config.flag("use_sliding_window", True) else 0
 
 
 def typed_window(every: int = 0) -> Callable[[Config, int], int]:
