@@ -39,7 +39,10 @@ def as_count(name: str, value: Any, least: int = 1, of: str = "") -> Number:
     is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if is_integer and least <= value <= LARGEST:
         return int(value)
-    raise SpecError(f"{name}={shown(wrong)}: must be a whole number{of} from {least} to {LARGEST}")
+    hint = f", or an array: np.array({shown(value)})" if isinstance(value, list | tuple) else ""
+    raise SpecError(
+        f"{name}={shown(wrong)}: must be a whole number{of} from {least} to {LARGEST}{hint}"
+    )
 
 
 def smaller(first: Number, second: Number) -> Number:

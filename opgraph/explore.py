@@ -135,8 +135,8 @@ def best_plans(  # noqa: PLR0913 each is a question of its own
 
     Raises
     ------
-    SpecError : an objective that there is not, an SLO that is no time, or an argument of another
-        kind.
+    SpecError : an objective that there is not, an SLO that is no time, a skew without experts,
+        or an argument of another kind.
     """
     if objective not in OBJECTIVES:
         raise SpecError(f"no objective {objective!r}{nearest(objective, OBJECTIVES)}")
@@ -145,6 +145,7 @@ def best_plans(  # noqa: PLR0913 each is a question of its own
             raise SpecError(f"{name} is {slo!r}, but must be seconds above 0")
     workload = Workload() if workload is None else workload
     model = model if isinstance(model, Model) else model.to_model()
+    model.check_skew(workload.skew)
     common, pricing = plan or Plan(), cost_model(cost)
 
     def at(degrees: Mapping[str, Any], batches: Any) -> Point:

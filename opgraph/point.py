@@ -183,12 +183,13 @@ class Point:
         ------
         SpecError : arrays that do not broadcast together, a plan that the platform or the model
             or the model's layers do not allow, images that do not fit the model or the prompt,
-            several sequences for a model that was exported for one.
+            several sequences for a model that was exported for one, a skew without experts.
         """
         _ = self.shape
         self.plan.check(self.model.numbers, self.platform.num_chips, self.platform.name)
         self.model.check_images(self.workload.images, self.workload.prompt)
         self.model.check_batch(self.workload.batch)
+        self.model.check_skew(self.workload.skew)
         for _, part in self.by_stages():
             part.pieces("decode")
         return self
@@ -196,7 +197,7 @@ class Point:
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """What all the arrays in the point broadcast to; () for a single point."""
-        shapes = dict.fromkeys(array.shape for array in self._arrays)
+        shapes = dict.fromkeys(array.shape for array in self.inputs.values())
         try:
             return np.broadcast_shapes(*shapes)
         except ValueError:
@@ -206,9 +207,10 @@ class Point:
             ) from None
 
     @property
-    def _arrays(self) -> list[Array]:
+    def inputs(self) -> dict[str, Array]:
+        """The arrays in the point by where they stand: ``tp``, ``chip.memory.0.bandwidth``."""
         parts = (self.platform, self.plan, self.workload, self.host, self.reserve, self.offload)
-        return [array for part in parts for array in _arrays(part)]
+        return {path: array for part in parts for path, array in _arrays(part).items()}
 
     def take(self, index: Any) -> "Point":
         """The points at *index*, which may be anything that indexes an array of `shape`."""
@@ -265,11 +267,15 @@ def _children(value: Any) -> dict[Any, Any]:
     return dict(value) if isinstance(value, dict) else {}
 
 
-def _arrays(value: Any) -> list[Array]:
-    """The arrays in a nest of dataclasses, tuples and mappings."""
-    if isinstance(value, np.ndarray):
-        return [value]
-    return [array for child in _children(value).values() for array in _arrays(child)]
+def _arrays(value: Any) -> dict[str, Array]:
+    """The arrays in a nest of dataclasses, tuples and mappings, by the words that lead there."""
+    found: dict[str, Array] = {}
+    for key, child in _children(value).items():
+        if isinstance(child, np.ndarray):
+            found[str(key)] = child
+        else:
+            found |= {f"{key}.{path}": array for path, array in _arrays(child).items()}
+    return found
 
 
 def _map(value: Any, function: Callable[[Array], Any]) -> Any:
@@ -277,7 +283,9 @@ def _map(value: Any, function: Callable[[Array], Any]) -> Any:
     if isinstance(value, np.ndarray):
         return function(value)
     changed = {
-        key: _map(child, function) for key, child in _children(value).items() if _arrays(child)
+        key: _map(child, function)
+        for key, child in _children(value).items()
+        if isinstance(child, np.ndarray) or _arrays(child)
     }
     if not changed:
         return value

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hardware import Number, Price, SpecError, chip_hour, format_quantity, list_prices
+from hardware import (
+    Number,
+    Price,
+    SpecError,
+    chip_hour,
+    format_number,
+    format_quantity,
+    list_prices,
+)
 from hardware.price import HOUR
 from opgraph.arithmetic import where
 from opgraph.cost import Machine
@@ -188,6 +196,28 @@ class Report:
         one = simulate(*parts, **settings)
         return replace(one, price=self.price)
 
+    def to_frame(self) -> "pd.DataFrame":
+        """One row for each design point, in the order of `numpy.ravel`.
+
+        Columns: each array that was given, by where it stands (``batch``, ``tp``,
+        ``chip.memory.0.bandwidth`` in SI units), then ``ttft_ms tpot_ms throughput_tokens_per_s
+        throughput_tokens_per_s_per_chip memory_GB_per_chip num_chips fits``.
+        """
+        import pandas as pd
+
+        columns = {
+            **self.point.inputs,
+            "ttft_ms": self.ttft * 1e3,
+            "tpot_ms": self.tpot * 1e3,
+            "throughput_tokens_per_s": self.throughput,
+            "throughput_tokens_per_s_per_chip": self.throughput_per_chip,
+            "memory_GB_per_chip": self.memory.total / 1e9,
+            "num_chips": self.num_chips,
+            "fits": self.fits,
+        }
+        shape = self.point.shape
+        return pd.DataFrame({k: np.broadcast_to(v, shape).ravel() for k, v in columns.items()})
+
     @property
     def verdict(self) -> str:
         """Whether it fits, and by how much it does not."""
@@ -288,13 +318,15 @@ class Report:
             "TTFT": _with_interval(self.ttft, self.ttft_interval),
             "TPOT": _with_interval(self.tpot, self.tpot_interval),
             "latency": _quantity(self.latency, "s"),
-            "throughput": f"{self.throughput:.4g} tokens/s",
-            "per chip": f"{self.throughput_per_chip:.4g} tokens/s",
+            "throughput": f"{format_number(float(self.throughput))} tokens/s",
+            "per chip": f"{format_number(float(self.throughput_per_chip))} tokens/s",
             "memory": self.verdict,
             "room for": f"batch {self.max_batch:,}, or context {self.max_context:,}",
             "prefill": describe_shares(self.prefill),
             "decode": describe_shares(self.decode),
         }
+        if self.point.workload.output == 1:
+            rows["TPOT"] = "– (the prefill makes the only token)"
         phases = {"prefill": self.prefill, "decode": self.decode}
         if any(phase.communicates for phase in phases.values()):
             rows["exposed"] = "communication: " + ", ".join(

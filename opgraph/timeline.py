@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware import Number, SpecError
+from hardware import Number, SpecError, format_range
 from opgraph.arithmetic import smaller, where
 from opgraph.concurrency import contended, exposed
 from opgraph.cost import LIMITERS, Cost, CostModel, Machine, price
@@ -96,6 +96,12 @@ class Timeline:
     def __post_init__(self) -> None:
         if not np.ndim(self.exposed) and np.isnan(self.exposed):
             object.__setattr__(self, "exposed", _exposed(self.events))
+
+    def __str__(self) -> str:
+        made = ", ".join(self.source.values())
+        return f"{self.name}: {format_range(self.time, 's')}, {len(self.events)} operators" + (
+            f" ({made})" if made else ""
+        )
 
     @cached_property
     def nx(self) -> "nx.DiGraph[str]":

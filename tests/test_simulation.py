@@ -921,3 +921,57 @@ def test_the_largest_sizes_still_give_finite_times():
     assert np.isfinite(report.ttft)
     assert np.isfinite(report.tpot)
     assert report.fits is False
+
+
+def test_a_grid_as_a_table_is_its_points_one_by_one():
+    bandwidth, batch = np.array([2e12, 4e12, 8e12])[:, None], np.array([1, 16])
+    model = load_model("llama-3.1-8b")
+    swept = dgx().with_chip(memory_bandwidth=bandwidth).with_link(latency=np.array([1e-6, 2e-6]))
+    report = simulate(model, swept, Plan(tp=2), Workload(batch=batch, output=16))
+    frame = report.to_frame()
+    assert list(frame.columns)[:3] == ["chip.memory.0.bandwidth", "levels.0.link.latency", "batch"]
+    assert len(frame) == 6
+    for row in frame.to_dict("records"):
+        chip = dgx().with_chip(memory_bandwidth=row["chip.memory.0.bandwidth"])
+        platform = chip.with_link(latency=row["levels.0.link.latency"])
+        work = Workload(batch=int(row["batch"]), output=16)
+        one = simulate(model, platform, Plan(tp=2), work).to_dict()
+        for key in ("ttft_ms", "tpot_ms", "throughput_tokens_per_s", "memory_GB_per_chip"):
+            assert row[key] == close(one[key], rel=1e-12)
+        assert (row["fits"], row["num_chips"]) == (one["fits"], 2)
+
+
+def test_a_single_point_is_a_row_without_inputs():
+    report = simulate(load_model("llama-3.1-8b"), dgx())
+    (row,) = report.to_frame().to_dict("records")
+    answer = report.to_dict()
+    assert all(row[key] == answer[key] for key in row)
+
+
+def test_one_token_has_no_time_per_output_token():
+    one, two = (
+        str(simulate(load_model("llama-3.1-8b"), dgx(), workload=Workload(output=output)))
+        for output in (1, 2)
+    )
+    assert "TPOT       – (the prefill makes the only token)" in one
+    assert "–" not in two
+
+
+def test_skewed_choices_need_experts():
+    skewed = Workload(skew=np.array([0.0, 1.0]))
+    assert simulate(load_model("mixtral-8x7b"), dgx(), Plan(tp=8), skewed).ttft.shape == (2,)
+    with pytest.raises(SpecError, match=r"skew=1: llama-3\.1-8b has no experts"):
+        simulate(load_model("llama-3.1-8b"), dgx(), workload=skewed)
+
+
+@pytest.mark.parametrize("make", [lambda v: Plan(tp=v), lambda v: Workload(batch=v)])
+def test_a_list_is_told_of_arrays(make):
+    with pytest.raises(SpecError, match=r"or an array: np\.array\(\[1, 2\]\)"):
+        make([1, 2])
+
+
+def test_a_timeline_prints_as_a_line():
+    report = simulate(load_model("llama-3.1-8b"), dgx())
+    assert str(report.decode) == "decode: 4.57 ms, 14 operators (h100-sxm, ideal)"
+    swept = simulate(load_model("llama-3.1-8b"), dgx(), workload=Workload(batch=np.array([1, 900])))
+    assert str(swept.decode).startswith("decode: 4.57 ms to ")
