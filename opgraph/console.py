@@ -31,22 +31,47 @@ def print_report(report: "Report") -> None:
     """Print the figures and, per phase, the longest operators."""
     from rich.table import Table
 
+    from hardware import format_number
+
     console = console_on(sys.stdout)
     console.print(str(report), highlight=False, soft_wrap=True)
     for timeline in (report.prefill, report.decode):
-        table = Table(title=f"{timeline.name}: {float(timeline.time) * _MILLI:.4g} ms", box=None)
+        title = f"{timeline.name}: {format_number(float(timeline.time) * _MILLI)} ms"
+        table = Table(title=title, box=None)
         for name, justify in _OPERATOR_COLUMNS.items():
             table.add_column(name, justify=justify)
-        rows = sorted(timeline.rows(), key=lambda row: -row["share"])
+        rows = _merged(timeline)
         for row in rows[:_TOP]:
             table.add_row(
-                row["name"], f"{row['count']}", f"{row['time_us']:.4g}", f"{row['share']:.1%}",
-                row["limiter"], row["algorithm"],
+                row["name"], f"{row['count']}", format_number(row["time_us"]),
+                f"{row['share']:.1%}", row["limiter"], row["algorithm"],
             )  # fmt: skip
         if len(rows) > _TOP:
             rest = sum(row["share"] for row in rows[_TOP:])
             table.add_row(f"{len(rows) - _TOP} more", "", "", f"{rest:.1%}", "", "")
         console.print(table)
+
+
+def _merged(timeline: "Timeline") -> list[dict[str, Any]]:
+    """Operators of one name, limiter and algorithm as one row, whichever layer and stage they are
+    of; the longest first. Times are means; shares are of the time of all stages.
+    """
+    rows = timeline.rows()
+    stages = len({row["stream"].rpartition(" ")[0] for row in rows})
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        *places, operator = row["name"].split(".")
+        named = [word for place in places if (word := place.rstrip("0123456789-"))]
+        name = ".".join([*named, operator])
+        groups.setdefault((name, row["limiter"], row["algorithm"]), []).append(row)
+    merged = []
+    for (name, limiter, algorithm), alike in groups.items():
+        count = sum(row["count"] for row in alike)
+        time = sum(row["time_us"] * row["count"] for row in alike) / count
+        share = sum(row["share"] for row in alike) / stages
+        merged.append({"name": name, "count": count, "time_us": time, "share": share,
+                       "limiter": limiter, "algorithm": algorithm})  # fmt: skip
+    return sorted(merged, key=lambda row: -row["share"])
 
 
 _OPERATOR_COLUMNS: dict[str, Any] = {
@@ -112,8 +137,10 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
 
 
 def _cell(value: Any) -> str:
+    from hardware import format_number
+
     if isinstance(value, float):
-        return f"{value:,.0f}" if value.is_integer() else f"{value:.6g}"
+        return format_number(value, 6)
     return f"{value:,}" if isinstance(value, int) else str("–" if value is None else value)
 
 
@@ -248,5 +275,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        if str(error.filename) != str(temporary):
+            raise
+        raise SpecError(f"{path} cannot be written: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)

@@ -288,8 +288,12 @@ def _answered(found: Sequence[Cost], numbers: Mapping[str, Number]) -> dict[str,
         numbers.get("bytes", sum(cost.work.moved for cost in found)), longest.provenance,
     )  # fmt: skip
     rows = dict(zip(ANSWER, (v.ravel() for v in np.broadcast_arrays(*columns)), strict=True))
-    words = {
-        "limiter": [LIMITERS[int(code)] for code in rows["limiter"]],
+    words: dict[str, list[Any]] = {
+        # nothing limits what takes no time
+        "limiter": [
+            LIMITERS[int(code)] if time else None
+            for code, time in zip(rows["limiter"], rows["time_us"], strict=True)
+        ],
         "provenance": [str(word) for word in rows["provenance"]],
     }
     return {name: words.get(name) or values.tolist() for name, values in rows.items()}
@@ -346,9 +350,12 @@ def _complete_phase(kind: str, entries: dict[str, Any]) -> None:
     phase = entries["phase"]
     if phase not in PHASES:
         raise SpecError(f"{kind}: phase is {phase!r}{nearest(phase, PHASES)}")
+    if phase == "decode" and entries["seq"] > 1:
+        raise SpecError(
+            f"{kind}: seq is {entries['seq']}, but a decode step has one token of each sequence; "
+            "what it attends to is the context"
+        )
     entries["context"] = entries["context"] or entries["seq"]
-    if phase == "decode":
-        entries["seq"] = 1
     entries["kv_dtype"] = entries["kv_dtype"] or entries["dtype"]
     seq, context = entries["seq"], entries["context"]
     if seq > context:

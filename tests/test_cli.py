@@ -155,6 +155,46 @@ def test_op_all_reduce_names_the_limit(run):
     assert json.loads(run(*words, 2**30)[1])["limiter"] == "network bandwidth"
 
 
+def test_one_chip_has_nothing_to_reduce(run):
+    words = ["op", "all_reduce", "-p", "dgx-h100", "--chips", 1, "--bytes", 1024]
+    answer = json.loads(run(*words, "--json")[1])
+    assert (answer["time_us"], answer["limiter"]) == (0, None)
+    assert "network" not in run(*words)[1]
+
+
+def table(out, phase):
+    """The rows of a phase's table: the operator's name → its words."""
+    _, _, after = out.partition(f"{phase}: ")
+    rows = [line.split() for line in after.partition("ms  ")[2].splitlines()[2:]]
+    return {row[0]: row[1:] for row in rows[:9]}
+
+
+@pytest.mark.parametrize(
+    ("words", "operator", "count"),
+    [
+        ("gemma-3-27b --tp 2", "layers.gate_up", 62),
+        ("jamba-1.5-large --tp 8", "layer.experts_gate_up", 36),
+        # a microbatch each for four stages
+        ("llama-3.1-70b --tp 2 --pp 4 --batch 64", "layer.gate_up", 4 * 80),
+    ],
+)
+def test_operators_of_unlike_layers_and_of_stages_are_one_row(run, words, operator, count):
+    command = ("simulate", *words.split(), "-p", "dgx-h100")
+    phases = json.loads(run(*command, "--json")[1])["phases"]
+    _, out, _ = run(*command)
+    for phase in ("prefill", "decode"):
+        rows = table(out, phase)
+        each = [row for row in phases[phase]["operators"]
+                if row["name"].endswith("." + operator.partition(".")[2])]  # fmt: skip
+        assert sum(row["count"] for row in each) == count
+        assert int(rows[operator][0]) == count
+        time = sum(row["time_us"] * row["count"] for row in each) / count
+        assert float(rows[operator][1].replace(",", "")) == pytest.approx(time, rel=1e-3)
+        shares = [float(word[:-1]) for row in rows.values() for word in row if word[-1] == "%"]
+        assert sum(shares) < 100.5
+    assert "e+0" not in out
+
+
 @pytest.mark.parametrize("what", ["models", "chips", "platforms"])
 def test_list(run, what):
     rows = json.loads(run("list", what, "--json")[1])
@@ -179,6 +219,22 @@ BAD = {
     "simulate llama-3.1-8b -p dgx-h100 --tp 3": "heads",
     "simulate llama-3.1-8b -p dgx-h100 --tp 0": "tp=0",
     "simulate llama-3.1-8b -p dgx-h100 --tp -1": "tp=-1",
+    "simulate llama-3.1-8b -p dgx-h100 --tp 2 --tp 4": "--tp is given twice",
+    "simulate llama-3.1-8b -p dgx-h100 --sp --no-sp": "--sp is given twice",
+    "op all_reduce -p dgx-h100 --bytes 9 --chips 2 --chips 4": "--chips is given twice",
+    "simulate llama-3.1-8b -p dgx-h100 --lora-count 4": "no effect without --lora-rank",
+    "simulate llama-3.1-8b -p dgx-h100 --interleave 2": "no effect without --pp",
+    "simulate llama-3.1-8b -p dgx-h100 --chunks 8": "no effect without --overlap",
+    "simulate llama-3.1-8b -p dgx-h100 --tier host-pcie5": "without --offload-weights or",
+    "simulate llama-3.1-8b -p dgx-h100 --skew 1": "no experts",
+    "plan llama-3.1-8b -p dgx-h100 --skew 1": "no experts",
+    "simulate llama-3.1-8b -p dgx-h100 --absorb": "no latent attention",
+    "simulate llama-3.1-8b -p dgx-h100 --weights=": "no number format ''",
+    "simulate llama-3.1-8b -p dgx-h100 --plot /proc/a.png": "opgraph: /proc/a.png cannot be",
+    "simulate llama-3.1-8b -p dgx-h100 --tpx 3": "(see opgraph simulate --help)",
+    "op gemm --chip": "(see opgraph op --help)",
+    "compare trace.json --batch -4": "(see opgraph compare --help)",
+    "op mla --chip h100-sxm --phase decode --seq 5 --batch 1 --heads 8": "seq is 5, but a decode",
     "simulate llama-3.1-8b -p dgx-h100 --dp 9": "9",
     "simulate llama-3.1-8b -p dgx-h100 --batch 0": "batch=0",
     "simulate llama-3.1-8b -p dgx-h100 --batch -5": "batch=-5",
@@ -227,7 +283,7 @@ BAD = {
     "op attention --chip h100-sxm --batch 1 --seq 9 --context 3 --heads 8 --head_dim 64": "longer",
     "op attention --chip h100-sxm --batch 1 --seq 9 --heads 8 --kv_heads 3 --head_dim 64": "3 KV",
     "list model": "models",
-    "simulat": "simulate",
+    "simulat": "(see opgraph --help)",
     "trace llama-3.1-8b -p dgx-h100": "out",
 }
 

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
 from opgraph.cli import accuracy, catalogue, operators, steps
 from validation.cli import app as measuring
@@ -27,28 +28,49 @@ def start(context: typer.Context) -> None:
         print(context.get_help())
 
 
+# the class of all complaints about options, wherever the library keeps it
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+class _Command(TyperCommand):
+    """A command of which each option is given once: the last would win without a word."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read *args*; a complaint says of which command."""
+        try:
+            _, _, order = self.make_parser(ctx).parse_args(list(args))
+            for option in order:
+                if order.count(option) > 1 and getattr(option, "multiple", None) is False:
+                    raise typer.BadParameter(f"{option.opts[0]} is given twice")
+            return super().parse_args(ctx, args)
+        except _UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
+
+
 for commands in (steps.app, catalogue.app, operators.app, accuracy.app, measuring):
+    for command in commands.registered_commands:
+        command.cls = _Command
     app.add_typer(commands)
 
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error and exit code 2."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="opgraph", standalone_mode=False)
     except _UsageError as error:
-        code = _complain(f"{error.format_message()} (see opgraph --help)")
-    except (ValueError, OSError) as error:
+        command = error.ctx.command_path if error.ctx else "opgraph"
+        code = _complain(f"{error.format_message()} (see {command} --help)")
+    except ValueError as error:
         code = _complain(str(error))
-    except typer.Abort:
-        code = 1
     except BrokenPipeError:
         sys.stderr.close()
         code = 1
+    except OSError as error:
+        code = _complain(f"{error.filename or 'a file'}: {error.strerror}")
+    except typer.Abort:
+        code = 1
     sys.exit(code)
-
-
-# the class of all complaints about options, wherever the library keeps it
-_UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 def _complain(message: str) -> int:

@@ -1,6 +1,5 @@
 """Commands about what is known: lists of models and machines, packages of chips."""
 
-import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,10 +10,10 @@ from opgraph.cli.options import (
     Plot,
 )
 from opgraph.console import (
-    console_on,
     print_json,
     print_package,
     print_table,
+    progress,
     save_figure,
 )
 
@@ -65,13 +64,11 @@ def show_package(
 
 
 def _model_rows() -> list[dict[str, Any]]:
-    from rich.progress import track
-
     from frontends import list_models, load_model
 
-    # a catalogue takes over a second to build: show that it moves, on a terminal only
-    names = track(list_models(), "reading models", console=console_on(sys.stderr), transient=True)
-    models = {name: load_model(name) for name in names}
+    # a catalogue takes over a second to build
+    with progress("reading models") as track:
+        models = {name: load_model(name) for name in track(list_models())}
     return [
         {
             "name": name,

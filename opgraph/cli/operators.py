@@ -85,5 +85,8 @@ def _pairs(words: list[str]) -> dict[str, str]:
     for name, value in zip(words[::2], words[1::2], strict=True):
         if not name.startswith("--"):
             raise SpecError(f"{name!r} is not expected here: a shape is given as --m 4096")
-        pairs[name[2:].replace("-", "_")] = value
+        column = name[2:].replace("-", "_")
+        if column in pairs:
+            raise SpecError(f"{name} is given twice")
+        pairs[column] = value
     return pairs

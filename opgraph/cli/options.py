@@ -53,7 +53,11 @@ SequenceParallel = Annotated[
 ]
 Microbatches = Annotated[
     int | None,
-    typer.Option(parser=whole, metavar="N", help="parts of the batch; --pp if not given"),
+    typer.Option(
+        parser=whole,
+        metavar="N",
+        help="parts of the batch, no more than sequences; --pp if not given",
+    ),
 ]
 Interleave = Annotated[
     int, typer.Option(parser=whole, metavar="N", help="pieces of the model on each stage")
@@ -67,7 +71,10 @@ Redundant = Annotated[
 Overlap = Annotated[
     str, typer.Option(help="transfers under what is computed beside them: two-batch or chunked")
 ]
-Chunks = Annotated[int, typer.Option(parser=whole, metavar="N", help="parts of a chunked product")]
+Chunks = Annotated[
+    int | None,
+    typer.Option(parser=whole, metavar="N", help="parts of a chunked product; 4 if not given"),
+]
 Order = Annotated[
     str | None,
     typer.Option(help="axes from neighbouring chips outwards: tp,cp,attention_dp,pp,dp"),
@@ -136,6 +143,27 @@ def _sizes(words: Sequence[str]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
+# options that mean something only beside one of others, and what those are when not in use
+_BESIDE: dict[str, dict[str, Any]] = {
+    "lora_count": {"lora_rank": 0},
+    "interleave": {"pp": 1},
+    "chunks": {"overlap": ""},
+    "tier": {"offload_weights": 0, "offload_kv": 0},
+}
+# what such an option is when it asks for nothing
+_IDLE = (None, "", 1)
+
+
+def _check_beside(options: dict[str, Any]) -> None:
+    """Refuse an option that has no effect."""
+    from hardware import SpecError
+
+    for name, others in _BESIDE.items():
+        if options[name] not in _IDLE and all(options[n] == unused for n, unused in others.items()):
+            words = " or ".join(f"--{other.replace('_', '-')}" for other in others)
+            raise SpecError(f"--{name.replace('_', '-')} has no effect without {words}")
+
+
 def report_of(options: dict[str, Any]) -> "Report":
     """The report that the options of `simulate` and `trace` ask for."""
     from frontends import Lora, Variant, load_model
@@ -145,6 +173,7 @@ def report_of(options: dict[str, Any]) -> "Report":
     def some(*names: str) -> dict[str, Any]:
         return {name: options[name] for name in names}
 
+    _check_beside(options)
     rank = options["lora_rank"]
     lora = Lora(rank=rank, count=options["lora_count"]) if rank else None
     variant = Variant(lora=lora, **some("kv_kept", "window"))
@@ -176,7 +205,7 @@ def plan_of(options: dict[str, Any]) -> "Plan":
 
     names = ("tp", "pp", "ep", "dp", "cp", "attention_dp", "sp", "microbatches", "interleave",
              "redundant_experts", "overlap", "chunks")  # fmt: skip
-    chosen = {name: options[name] for name in names}
+    chosen = {name: options[name] for name in names if options[name] is not None}
     if options["order"]:
         chosen["order"] = tuple(options["order"].split(","))
     if options["layers"]:
