@@ -197,8 +197,8 @@ class Decoder:
 
         Raises
         ------
-        SpecError : *absorb* names something that is no phase, or there is no latent attention;
-            an adapter wider than the model.
+        SpecError : *absorb* names something that is no phase, or asks for what a model without
+            latent attention cannot do; an adapter wider than the model.
         """
         if variant.lora and variant.lora.rank > self.model:
             raise SpecError(
@@ -213,7 +213,8 @@ class Decoder:
         writer = writer.again()
         writer.absorb = _choice(absorb, "prefill")
         prefill = self._graph(writer, self.encoder)
-        if absorb is not None and not any("MLA" in kind for kind in writer.attention):
+        asked = any(_choice(absorb, phase) for phase in ("prefill", "decode"))
+        if asked and not any("MLA" in kind for kind in writer.attention):
             raise SpecError(f"absorb={absorb!r}: {self.name} has no latent attention; leave it out")
         alike = prefill.blocks == decode.blocks
         return Model(
