@@ -193,6 +193,13 @@ class Plan:
         """The mesh axes that split anything."""
         return tuple(axis for axis, (size, _) in self.mesh.items() if np.any(np.not_equal(size, 1)))
 
+    @property
+    def sharding(self) -> Axes:
+        """The mesh axes that decide which collectives there are: all that are active but copies of
+        the model, which nothing joins.
+        """
+        return tuple(axis for axis in self.active if axis != "dp")
+
     def group(self, axes: Axes) -> Group:
         """The chips along the mesh *axes*."""
         return Group.along([self.mesh[axis] for axis in self.mesh if axis in axes])
