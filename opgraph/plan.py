@@ -263,8 +263,8 @@ class Plan:
             if word == "etp":
                 word = "tp × cp × attention_dp / ep"
             more = ""
-            if word == "ep" and not np.any(self.redundant_experts):
-                more = f"; so would redundant_experts={-whole % n}"
+            if word == "ep" and not np.ndim(whole):
+                more = f"; so would redundant_experts={self.redundant_experts + -whole % n}"
             raise SpecError(
                 f"{word}={n} does not divide the {_most(whole)} {dim} of the model evenly; "
                 f"{_divisors(int(_most(whole)))} would{more}"

@@ -116,6 +116,11 @@ def test_plans_that_the_model_or_the_platform_does_not_allow(plan, words):
     assert all(word in str(error.value) for word in words), error.value
 
 
+def test_redundant_experts_that_do_not_divide_are_told_how_many_would():
+    with pytest.raises(SpecError, match="so would redundant_experts=16"):
+        simulate(sparse(), load_platform("dgx-h100:2"), Plan(ep=16, redundant_experts=7))
+
+
 def test_experts_that_do_not_divide_are_told_how_many_copies_would():
     with pytest.raises(SpecError, match="redundant_experts=8"):
         simulate(sparse(), load_platform("gb200-nvl72"), Plan(ep=9))
@@ -538,7 +543,14 @@ def test_a_search_that_finds_nothing_says_why():
         ({"objective": "speed"}, ["'speed'", "throughput"]),
         ({"slo_ttft": 0}, ["slo_ttft", "above 0"]),
         ({"slo_tpot": float("nan")}, ["slo_tpot"]),
+        ({"slo_tpot": "fast"}, ["slo_tpot", "'fast'"]),
+        ({"objective": None}, ["None", "throughput"]),
         ({"axes": ("tp", "ep")}, ["'ep'"]),
+        ({"axes": ()}, ["axes", "tp"]),
+        ({"batch": np.array([1, 2])}, ["(2,)"]),
+        ({"workload": Workload(prompt=np.array([10, 20]))}, ["(2,)"]),
+        ({"workload": 3}, ["best_plans", "workload"]),
+        ({"plan": 3}, ["best_plans", "plan"]),
     ],
 )
 def test_searches_that_make_no_sense(options, words):

@@ -139,13 +139,19 @@ def _sizes(words: Sequence[str]) -> dict[str, str]:
 def report_of(options: dict[str, Any]) -> "Report":
     """The report that the options of `simulate` and `trace` ask for."""
     from frontends import Lora, Variant, load_model
-    from hardware import load_platform
+    from hardware import SpecError, load_platform
     from opgraph import Host, Offload, Reserve, Workload, simulate
 
     def some(*names: str) -> dict[str, Any]:
         return {name: options[name] for name in names}
 
+    if options["tier"] and not (options["offload_weights"] or options["offload_kv"]):
+        raise SpecError(
+            f"--tier {options['tier']}: nothing lies there; give --offload-weights or --offload-kv"
+        )
     rank = options["lora_rank"]
+    if options["lora_count"] != 1 and not rank:
+        raise SpecError(f"--lora-count {options['lora_count']}: give the adapters' --lora-rank too")
     lora = Lora(rank=rank, count=options["lora_count"]) if rank else None
     variant = Variant(lora=lora, **some("kv_kept", "window"))
     formats = some("weights", "kv_cache", "absorb")
