@@ -70,8 +70,22 @@ def simulate(  # noqa: PLR0913 each is a part of the question
     workload = Workload() if workload is None else workload
     check_arguments("simulate", model, platform, plan, workload)
     model = model if isinstance(model, Model) else model.to_model()
-    settings = (cost_model(cost), host or Host(), reserve or Reserve(), offload or Offload())
+    settings = (
+        cost_model(cost),
+        _setting("host", host, Host),
+        _setting("reserve", reserve, Reserve),
+        _setting("offload", offload, Offload),
+    )
     return evaluate(Point(model, platform, plan, workload, *settings).check())
+
+
+def _setting(name: str, value: Any, kind: type) -> Any:
+    """*value*, or the usual one of its *kind* if there is none."""
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise SpecError(f"{name} must be a {kind.__name__}(...), not {shown(value)}")
+    return value
 
 
 def evaluate(point: Point) -> Report:

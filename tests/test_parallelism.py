@@ -557,3 +557,9 @@ def test_searches_that_make_no_sense(options, words):
     with pytest.raises(SpecError) as error:
         best_plans(dense(), load_platform("h100-sxm:2"), **options)
     assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("name", ["host", "reserve", "offload"])
+def test_settings_of_another_kind_are_named(name):
+    with pytest.raises(SpecError, match=rf"{name} must be a {name.title()}\(\.\.\.\), not 0\.1"):
+        simulate(dense(), load_platform("dgx-h100"), **{name: 0.1})
