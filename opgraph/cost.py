@@ -272,16 +272,19 @@ def spans_of(operator: Collective, machine: Machine) -> tuple[Span, ...]:
 
 
 def _send_cost(operator: Send, sizes: Sizes, machine: Machine, reached: Efficiency) -> Cost:
-    """From a stage to the next one: over the level of links at which the two are apart."""
+    """From a stage to the next one, from the last to the first: over the level of links at which
+    the two are apart.
+    """
     work = operator.work(sizes)
     spans = machine.platform.spans(*machine.plan.mesh["pp"])
     found = collective("send", work.sent, spans[:1])
     inside: Any = 1
+    returns = np.equal(operator.hop + 1, machine.plan.pp)
     latency, bandwidth = found.latency_time, found.bandwidth_time
     for reach in range(2, len(spans) + 1):
         inside = inside * np.ceil(spans[reach - 2].ways)
         further = collective("send", work.sent, spans[:reach])
-        crosses = np.equal(np.mod(operator.hop + 1, inside), 0)
+        crosses = returns | np.equal(np.mod(operator.hop + 1, inside), 0)
         latency = where(crosses, further.latency_time, latency)
         bandwidth = where(crosses, further.bandwidth_time, bandwidth)
     bandwidth = bandwidth / reached.memory

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from hardware import Number, SpecError, chain_energy, network_energy
 from opgraph.cost import UNPACK_FLOP, Machine, spans_of
+from opgraph.offload import Fetch
 from opgraph.operator import Collective, Operator, Send, Work
 from opgraph.timeline import Timeline
 
@@ -12,6 +13,9 @@ def energy(operator: Operator, work: Work, machine: Machine) -> Number:
     """The joules above idle that one execution of *operator* takes of one chip.
 
     E = flop · J/FLOP + bytes moved · J/B + bytes sent at each level · its J/B
+
+    What is fetched from a farther tier takes the tier's J/B, where it has one, and is moved through
+    the chip's memory.
 
     whatever the cost model says how long it takes: idling is counted by the step. Numbers and
     arrays broadcast.
@@ -25,9 +29,15 @@ def energy(operator: Operator, work: Work, machine: Machine) -> Number:
         return network_energy(operator.collective, work.sent, spans_of(operator, machine))
     if isinstance(operator, Send):
         return chain_energy(work.sent, machine.platform.spans(*machine.plan.mesh["pp"]))
+    if isinstance(operator, Fetch):
+        return work.sent * (_tier_energy(machine) + chip.memory_energy)
     products = chip.flop_energy(operator.dtype if operator.unit == "matrix" else None)
     arithmetic = work.flop * products + work.unpacked * UNPACK_FLOP * chip.flop_energy(None)
     return arithmetic + work.moved * chip.memory_energy
+
+
+def _tier_energy(machine: Machine) -> Number:
+    return 0.0 if machine.tier is None or machine.tier.energy is None else machine.tier.energy
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware import Group, Platform, SpecError, format_quantity
-from hardware.errors import nearest
+from hardware.errors import nearest, shown
 from opgraph.capacity import footprint, largest
 from opgraph.cost import CostModel, Host, cost_model
 from opgraph.memory import Reserve
@@ -17,7 +17,8 @@ from opgraph.model import Model
 from opgraph.plan import Plan
 from opgraph.point import Point
 from opgraph.report import Report
-from opgraph.simulation import Modelled, evaluate
+from opgraph.simulation import Modelled, check_arguments, evaluate
+from opgraph.sizes import Axes
 from opgraph.stages import num_layers
 from opgraph.workload import Workload
 
@@ -32,7 +33,8 @@ OBJECTIVES = {
 }
 _MILLI, _GIGA = 1e3, 1e9
 _ARRAYS = ("tp", "cp", "attention_dp", "dp", "ep", "redundant_experts")
-_FIELDS = ("tp", "pp", "cp", "attention_dp", "dp", "ep", "redundant_experts")
+_AXES = ("tp", "pp", "cp", "attention_dp", "dp")
+_FIELDS = (*_AXES, "ep", "redundant_experts")
 _SHORT = {"attention_dp": "adp"}
 # the axes that are searched if no others are asked for
 _SEARCHED = ("tp", "pp", "attention_dp", "dp")
@@ -139,22 +141,28 @@ def best_plans(  # noqa: PLR0913 each is a question of its own
         or an argument of another kind.
     """
     if objective not in OBJECTIVES:
-        raise SpecError(f"no objective {objective!r}{nearest(objective, OBJECTIVES)}")
+        raise SpecError(f"no objective {objective!r}{nearest(str(objective), OBJECTIVES)}")
     for name, slo in (("slo_ttft", slo_ttft), ("slo_tpot", slo_tpot)):
-        if not slo > 0:
-            raise SpecError(f"{name} is {slo!r}, but must be seconds above 0")
+        if not (isinstance(slo, int | float) and slo > 0):
+            raise SpecError(f"{name} is {shown(slo)}, but must be seconds above 0")
     workload = Workload() if workload is None else workload
+    common, pricing = Plan() if plan is None else plan, cost_model(cost)
+    check_arguments("best_plans", model, platform, common, workload)
     model = model if isinstance(model, Model) else model.to_model()
     model.check_skew(workload.skew)
-    common, pricing = plan or Plan(), cost_model(cost)
 
     def at(degrees: Mapping[str, Any], batches: Any) -> Point:
         plan, work = replace(common, layers=(), **degrees), replace(workload, batch=batches)
         return Point(model, platform, plan, work, pricing, host or Host(), reserve or Reserve())
 
+    every = at(dict.fromkeys(_FIELDS[:-1], 1), 1 if batch is None else batch)
+    if every.shape:
+        raise SpecError(
+            f"best_plans: platform, batch and workload hold {every.shape} points: search each"
+        )
     plans, infeasible = _feasible(model, platform, common, axes)
     rows = []
-    for group in track(_groups(plans)):
+    for group in track(_groups(plans, common)):
         table, crowded = _price(group, batch, at)
         rows.append(table)
         infeasible += crowded
@@ -166,17 +174,14 @@ def _feasible(
     model: Model, platform: Platform, common: Plan, axes: Sequence[str]
 ) -> tuple[list[dict[str, int]], list[tuple[dict[str, int], str]]]:
     """The plans on all chips that the model's dimensions allow; the others, and why not."""
-    known = ("tp", "pp", "cp", "attention_dp", "dp")
-    for axis in axes:
-        if axis not in known:
-            raise SpecError(f"axes: {axis!r} is no axis{nearest(axis, known)}")
+    _check_axes(axes)
     experts = max((n for d, n in model.numbers.items() if d.startswith("experts")), default=0)
     if not experts:
         # without experts, copies of attention are copies of the model
         axes = [axis for axis in axes if axis != "attention_dp"]
     plans, infeasible = [], []
     for degrees in _factorings(platform.num_chips, axes):
-        whole = dict.fromkeys(known, 1) | degrees
+        whole = dict.fromkeys(_AXES, 1) | degrees
         stage = whole["tp"] * whole["cp"] * whole["attention_dp"]
         for ep in _divisors(stage) if experts else (1,):
             found: dict[str, Any] = {**whole, "ep": ep, "redundant_experts": -experts % ep}
@@ -190,6 +195,14 @@ def _feasible(
             else:
                 plans.append(found)
     return plans, infeasible
+
+
+def _check_axes(axes: Sequence[str]) -> None:
+    if not axes:
+        raise SpecError(f"axes: give some of {', '.join(_AXES)}")
+    for axis in axes:
+        if axis not in _AXES:
+            raise SpecError(f"axes: {shown(axis)} is no axis{nearest(str(axis), _AXES)}")
 
 
 def _check_layers(model: Model, plan: Plan) -> None:
@@ -279,11 +292,13 @@ def _batches(most: NDArray[Any]) -> NDArray[np.float64]:
     return np.hstack([np.minimum(powers, most[:, None]), most[:, None]])
 
 
-def _groups(plans: list[dict[str, int]]) -> list[list[dict[str, int]]]:
-    """The plans that are priced as one array: with as many stages."""
-    found: dict[int, list[dict[str, int]]] = {}
+def _groups(plans: list[dict[str, int]], common: Plan) -> list[list[dict[str, int]]]:
+    """The plans that are priced as one array: with as many stages and the same axes in use."""
+    found: dict[tuple[int, Axes], list[dict[str, int]]] = {}
     for plan in plans:
-        found.setdefault(plan["pp"], []).append(plan)
+        used: dict[str, Any] = {"layers": (), **plan}
+        key = plan["pp"], replace(common, **used).sharding
+        found.setdefault(key, []).append(plan)
     return list(found.values())
 
 

@@ -466,7 +466,7 @@ class Collective(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Send(Operator):
-    """What stage *hop* hands to the next one: each chip sends the part of it that is its own."""
+    """What stage *hop* hands to the next one, the last to the first: each chip sends its part."""
 
     hop: int = 0
 

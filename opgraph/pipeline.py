@@ -8,7 +8,7 @@ or the transfer to the next piece.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import numpy as np
 
@@ -85,7 +85,9 @@ class PipelineRun:
                     word, piece, *_ = task.name.split()
                     if word == kind:
                         found[int(piece)].append(ran.start(index, repetition))
-        first = min(start for starts in found for start in starts) if self.pipeline.decodes else 0
+        if not self.pipeline.decodes:
+            return found
+        first = reduce(smaller, (start for starts in found for start in starts))
         return [[start - first for start in starts] for starts in found]
 
     def exposed(self, inside: Sequence[Number]) -> Number:
@@ -185,7 +187,8 @@ def step_time(
     }
     if np.array_equal(microbatches, 1) and len(pieces) == 1:
         return times[pieces[0]]
-    handing = [sum(cost.time for _, cost in row) for row in _sends(pieces, sizes, machine, model)]
+    sends = _sends(pieces, pipeline, sizes, machine, model)
+    handing = [sum(cost.time for _, cost in row) for row in sends]
     compute = [times[piece] for piece in pieces]
     if not np.ndim(microbatches):
         return pipeline.run(compute, handing).time
@@ -211,7 +214,7 @@ def predict(
     alone = {p: timeline.predict(name, p.graph, sizes, machine, model) for p in pieces}
     if pipeline.is_trivial:
         return alone[pieces[0]]
-    sends = _sends(pieces, sizes, machine, model)
+    sends = _sends(pieces, pipeline, sizes, machine, model)
     handing = [sum(cost.time for _, cost in row) for row in sends]
     run = pipeline.run([alone[piece].time for piece in pieces], handing)
     slack = run.slack()
@@ -253,10 +256,14 @@ def _repeated(event: Event, j: int, stage: str, begins: Sequence[Number], slack:
 
 
 def _sends(
-    pieces: Sequence[Piece], sizes: Sizes, machine: Machine, model: CostModel
+    pieces: Sequence[Piece], pipeline: Pipeline, sizes: Sizes, machine: Machine, model: CostModel
 ) -> list[list[tuple[Send, Cost]]]:
     """What each piece hands on, and what that costs between its stage and the next one."""
+    stages = pipeline.stages
     return [
-        [(send, price(replace(send, hop=j), sizes, machine, model)) for send in piece.sends]
+        [
+            (send, price(replace(send, hop=j % stages), sizes, machine, model))
+            for send in piece.sends
+        ]
         for j, piece in enumerate(pieces)
     ]

@@ -193,6 +193,13 @@ class Plan:
         """The mesh axes that split anything."""
         return tuple(axis for axis, (size, _) in self.mesh.items() if np.any(np.not_equal(size, 1)))
 
+    @property
+    def sharding(self) -> Axes:
+        """The mesh axes that decide which collectives there are: all that are active but copies of
+        the model, which nothing joins.
+        """
+        return tuple(axis for axis in self.active if axis != "dp")
+
     def group(self, axes: Axes) -> Group:
         """The chips along the mesh *axes*."""
         return Group.along([self.mesh[axis] for axis in self.mesh if axis in axes])
@@ -256,8 +263,8 @@ class Plan:
             if word == "etp":
                 word = "tp × cp × attention_dp / ep"
             more = ""
-            if word == "ep" and not np.any(self.redundant_experts):
-                more = f"; so would redundant_experts={-whole % n}"
+            if word == "ep" and not np.ndim(whole):
+                more = f"; so would redundant_experts={self.redundant_experts + -whole % n}"
             raise SpecError(
                 f"{word}={n} does not divide the {_most(whole)} {dim} of the model evenly; "
                 f"{_divisors(int(_most(whole)))} would{more}"

@@ -108,7 +108,18 @@ class Point:
         return step_time(*parts, self.sizes(phase, context), self.machine, self.cost)
 
     def timeline(self, phase: Phase, context: Number) -> Timeline:
-        """The timeline of one step."""
+        """The timeline of one step.
+
+        Raises
+        ------
+        SpecError : the point is an array over which the pipeline is not the same.
+        """
+        counts = (self.plan.pp, self.plan.num_microbatches(self.workload.batch))
+        if any(np.min(count) < np.max(count) for count in counts):
+            raise SpecError(
+                f"the {self.shape} points have pipelines of different stages or microbatches, and "
+                "no timeline in common: pick one with report.at()"
+            )
         parts = (self.pieces(phase), self.pipeline(phase))
         return predict(phase, *parts, self.sizes(phase, context), self.machine, self.cost)
 
@@ -134,8 +145,10 @@ class Point:
         graphs = [piece.graph for piece in (*prefill, *decode)]
         by_class: dict[str, Number] = {}
         away: Number = 0.0
+        # what several pieces read is on their stage once: a tied embedding, a shared block
+        shared = self.model.decode.shared
         weights = {
-            (j, tensor.name): (tensor, count, piece.graph)
+            (-1 if tensor.name in shared else j, tensor.name): (tensor, count, piece.graph)
             for pieces in (prefill, decode)
             for j, piece in enumerate(pieces)
             for tensor, count in piece.graph.tensors("weight")
@@ -165,16 +178,22 @@ class Point:
         )
 
     def by_stages(self) -> Iterator[tuple[Any, "Point"]]:
-        """The point in parts with equally many stages, each with its place."""
-        pp = self.plan.pp
-        if not isinstance(pp, np.ndarray):
+        """The point in parts with one sharded graph each, and its place: with equally many stages
+        and the same axes in use. An axis of a single chip would cost nothing by itself, but the
+        layouts that are chosen for its sake do.
+        """
+        plan = self.plan
+        sizes = (plan.mesh[axis][0] for axis in plan.sharding)
+        deciding = [plan.pp, *(np.not_equal(size, 1) for size in sizes)]
+        arrays = [value for value in deciding if isinstance(value, np.ndarray)]
+        if not arrays:
             yield (), self
             return
-        spread = np.broadcast_to(pp, self.shape)
-        for stages in np.unique(pp):
-            place = spread == stages
+        spread = np.stack([np.broadcast_to(array, self.shape) for array in arrays], axis=-1)
+        for alike in np.unique(spread.reshape(-1, len(arrays)), axis=0):
+            place = np.all(spread == alike, axis=-1)
             part = self.take(place)
-            yield place, replace(part, plan=replace(part.plan, pp=int(stages)))
+            yield place, replace(part, plan=replace(part.plan, pp=int(np.max(part.plan.pp))))
 
     def check(self) -> "Point":
         """The point itself, if its parts go together.

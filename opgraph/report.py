@@ -17,7 +17,6 @@ from hardware import (
 )
 from hardware.price import HOUR
 from opgraph.arithmetic import where
-from opgraph.cost import Machine
 from opgraph.energy import StepEnergy, step_energy
 from opgraph.memory import Footprint
 from opgraph.timeline import Timeline
@@ -141,16 +140,12 @@ class Report:
     @cached_property
     def prefill_energy(self) -> StepEnergy:
         """What the prefill step takes of one chip; SpecError if its energy is not known."""
-        return step_energy(self.prefill, self._machine)
+        return step_energy(self.prefill, self.point.machine)
 
     @cached_property
     def decode_energy(self) -> StepEnergy:
         """What the decode step in the middle of the output takes of one chip."""
-        return step_energy(self.decode, self._machine)
-
-    @property
-    def _machine(self) -> Machine:
-        return Machine(self.point.platform, self.point.plan, self.point.host)
+        return step_energy(self.decode, self.point.machine)
 
     @property
     def energy(self) -> Number:

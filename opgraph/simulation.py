@@ -68,10 +68,24 @@ def simulate(  # noqa: PLR0913 each is a part of the question
     """
     plan = Plan() if plan is None else plan
     workload = Workload() if workload is None else workload
-    _check_arguments(model, platform, plan, workload)
+    check_arguments("simulate", model, platform, plan, workload)
     model = model if isinstance(model, Model) else model.to_model()
-    settings = (cost_model(cost), host or Host(), reserve or Reserve(), offload or Offload())
+    settings = (
+        cost_model(cost),
+        _setting("host", host, Host),
+        _setting("reserve", reserve, Reserve),
+        _setting("offload", offload, Offload),
+    )
     return evaluate(Point(model, platform, plan, workload, *settings).check())
+
+
+def _setting(name: str, value: Any, kind: type) -> Any:
+    """*value*, or the usual one of its *kind* if there is none."""
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise SpecError(f"{name} must be a {kind.__name__}(...), not {shown(value)}")
+    return value
 
 
 def evaluate(point: Point) -> Report:
@@ -84,8 +98,10 @@ def evaluate(point: Point) -> Report:
     )
 
 
-def _check_arguments(model: object, platform: object, plan: object, workload: object) -> None:
-    """Refuse an argument in another one's place."""
+def check_arguments(
+    where: str, model: object, platform: object, plan: object, workload: object
+) -> None:
+    """Refuse an argument of the function *where* in another one's place."""
     wanted = (
         ("model", model, (Model, Modelled), "load_model(...)"),
         ("platform", platform, Platform, "load_platform(...)"),
@@ -94,10 +110,7 @@ def _check_arguments(model: object, platform: object, plan: object, workload: ob
     )
     for name, value, kind, example in wanted:
         if not isinstance(value, kind):
-            raise SpecError(
-                f"simulate: {name} must be a {example}, not {shown(value)}; "
-                "the order is model, platform, plan, workload"
-            )
+            raise SpecError(f"{where}: {name} must be a {example}, not {shown(value)}")
 
 
 def _evaluate(point: Point, function: Callable[[Point], Number]) -> Number:

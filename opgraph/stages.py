@@ -28,7 +28,8 @@ def even(layers: int, pieces: int) -> tuple[int, ...]:
     return tuple(each + (i < more) for i in range(pieces))
 
 
-def cut(graph: Graph, layers: Sequence[int], *, decodes: bool) -> tuple[Graph, ...]:
+@lru_cache(maxsize=256)
+def cut(graph: Graph, layers: tuple[int, ...], *, decodes: bool) -> tuple[Graph, ...]:
     """*graph* in pieces with so many *layers* each; what is before or after them at the ends.
 
     Each piece but the last ends with a `Send` of each tensor that later ones read: hidden state

@@ -147,3 +147,13 @@ def test_offloads_that_make_no_sense(make, words):
     with pytest.raises(SpecError) as error:
         make()
     assert all(word in str(error.value) for word in words), error.value
+
+
+def test_what_is_fetched_takes_the_tiers_energy_and_the_memorys():
+    plain, pool = report(Offload()), load_tier("photonic-pool")
+    some = report(Offload(weights=0.5, tier="photonic-pool"))
+    fetches = [event for event in some.decode.events if event.kind == "fetch"]
+    nbytes = sum(event.work.sent * event.count for event in fetches)
+    chip = load_platform(PLATFORM).chip
+    more = some.decode_energy.active - plain.decode_energy.active
+    assert more == pytest.approx(nbytes * (pool.energy + chip.memory_energy))

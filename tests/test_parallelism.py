@@ -116,6 +116,11 @@ def test_plans_that_the_model_or_the_platform_does_not_allow(plan, words):
     assert all(word in str(error.value) for word in words), error.value
 
 
+def test_redundant_experts_that_do_not_divide_are_told_how_many_would():
+    with pytest.raises(SpecError, match="so would redundant_experts=16"):
+        simulate(sparse(), load_platform("dgx-h100:2"), Plan(ep=16, redundant_experts=7))
+
+
 def test_experts_that_do_not_divide_are_told_how_many_copies_would():
     with pytest.raises(SpecError, match="redundant_experts=8"):
         simulate(sparse(), load_platform("gb200-nvl72"), Plan(ep=9))
@@ -352,6 +357,32 @@ def test_one_microbatch_in_stages_takes_as_long_as_without_them_but_for_the_tran
     assert staged.ttft == pytest.approx(alone.ttft + sum(float(e.time) for e in sends))
 
 
+def test_what_crosses_nodes_is_what_lies_on_two_nodes():
+    # two stages of four chips to a node of eight: stages 0 and 1 on one, stage 2 on the other
+    platform, prompt = load_platform("dgx-h100:2"), 64
+    plan = Plan(tp=4, pp=3, interleave=2, microbatches=1)
+    report = simulate(dense(), platform, plan, Workload(prompt=prompt))
+    node, hidden = [0, 0, 1], SHAPE["hidden_size"] * BF16 / 4
+    for timeline, tokens in ((report.prefill, prompt), (report.decode, 1)):
+        sends = {(e.name.split(".")[0], e.name): e for e in timeline.events if e.kind == "send"}
+        assert {piece for piece, _ in sends} >= set("01234")
+        for (piece, _), event in sends.items():
+            # the last piece sends tokens of 4 bytes
+            nbytes = 4 if piece == "5" else tokens * hidden
+            apart = node[int(piece) % 3] != node[(int(piece) + 1) % 3]
+            time = 3e-6 + nbytes / 50e9 if apart else 1e-6 + nbytes / 450e9
+            assert event.time == pytest.approx(time, rel=1e-9)
+
+
+def test_a_tied_embedding_is_on_a_stage_once():
+    shape = SHAPE | {"tie_word_embeddings": True}
+    model, platform = load_model({"model_type": "llama", **shape}), load_platform("dgx-h100")
+    table = SHAPE["vocab_size"] * SHAPE["hidden_size"] * BF16
+    for plan in (Plan(), Plan(interleave=4), Plan(pp=2), Plan(pp=2, interleave=2)):
+        memory = simulate(model, platform, plan).memory
+        assert memory.by_class["embedding and head"] == table
+
+
 def test_stages_with_layers_of_their_own():
     report = simulate(
         dense(), load_platform("dgx-h100"), Plan(pp=2, layers=(5, 3)), Workload(batch=4)
@@ -375,6 +406,47 @@ def test_an_array_of_plans_is_each_of_them():
             assert getattr(whole, name)[index] == pytest.approx(getattr(one, name), rel=1e-12)
         assert whole.memory.total[index] == pytest.approx(one.memory.total, rel=1e-12)
         assert whole.at(*index).tpot == one.tpot
+
+
+@pytest.mark.parametrize("overlap", ["", "two-batch", "chunked"])
+def test_plans_that_use_other_axes_do_not_change_each_other(overlap):
+    # transfers of an axis of one chip are none: nothing is cut or issued otherwise for their sake
+    degrees = {"tp": [1, 4, 1, 2, 16], "cp": [1, 1, 2, 2, 1], "attention_dp": [2, 2, 4, 1, 1],
+               "ep": [2, 4, 1, 4, 16]}  # fmt: skip
+    model, platform = load_model("deepseek-v3"), load_platform("dgx-h200:2")
+    work = Workload(batch=49, prompt=2349, output=3)
+    arrays = {axis: np.array(some) for axis, some in degrees.items()}
+    whole = simulate(model, platform, Plan(overlap=overlap, **arrays), work)
+    for i in range(5):
+        plan = Plan(overlap=overlap, **{axis: some[i] for axis, some in degrees.items()})
+        one = simulate(model, platform, plan, work)
+        figures = (
+            (whole.ttft, one.ttft),
+            (whole.tpot, one.tpot),
+            (whole.memory.total, one.memory.total),
+        )
+        for of_all, of_one in figures:
+            assert of_all[i] == pytest.approx(of_one, rel=1e-12)
+
+
+def test_timelines_of_an_array_of_pipelines_are_those_of_each():
+    platform, batches = load_platform("dgx-h100"), (4, 16)
+    plan = Plan(tp=2, pp=2)
+    whole = simulate(dense(), platform, plan, Workload(batch=np.array(batches)))
+    for i, batch in enumerate(batches):
+        one = simulate(dense(), platform, plan, Workload(batch=batch))
+        assert whole.decode.time[i] == pytest.approx(one.decode.time, rel=1e-12)
+        assert whole.energy[i] == pytest.approx(one.energy, rel=1e-12)
+
+
+@pytest.mark.parametrize("plan", [{"pp": np.array([1, 2])},
+                                  {"pp": 2, "microbatches": np.array([1, 4])}])  # fmt: skip
+def test_unlike_pipelines_have_no_timeline_in_common(plan):
+    report = simulate(dense(), load_platform("dgx-h100"), Plan(**plan), Workload(batch=8))
+    for phase in ("prefill", "decode"):
+        with pytest.raises(SpecError, match=r"report\.at"):
+            getattr(report, phase)
+    assert report.at(0).decode.time > 0
 
 
 def test_moving_an_axis_over_slower_links_costs():
@@ -471,10 +543,23 @@ def test_a_search_that_finds_nothing_says_why():
         ({"objective": "speed"}, ["'speed'", "throughput"]),
         ({"slo_ttft": 0}, ["slo_ttft", "above 0"]),
         ({"slo_tpot": float("nan")}, ["slo_tpot"]),
+        ({"slo_tpot": "fast"}, ["slo_tpot", "'fast'"]),
+        ({"objective": None}, ["None", "throughput"]),
         ({"axes": ("tp", "ep")}, ["'ep'"]),
+        ({"axes": ()}, ["axes", "tp"]),
+        ({"batch": np.array([1, 2])}, ["(2,)"]),
+        ({"workload": Workload(prompt=np.array([10, 20]))}, ["(2,)"]),
+        ({"workload": 3}, ["best_plans", "workload"]),
+        ({"plan": 3}, ["best_plans", "plan"]),
     ],
 )
 def test_searches_that_make_no_sense(options, words):
     with pytest.raises(SpecError) as error:
         best_plans(dense(), load_platform("h100-sxm:2"), **options)
     assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("name", ["host", "reserve", "offload"])
+def test_settings_of_another_kind_are_named(name):
+    with pytest.raises(SpecError, match=rf"{name} must be a {name.title()}\(\.\.\.\), not 0\.1"):
+        simulate(dense(), load_platform("dgx-h100"), **{name: 0.1})
