@@ -12,7 +12,8 @@ runs next. For the same reason the iteration ends: each round is right for one o
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
+from typing import Any
 
 import numpy as np
 
@@ -45,9 +46,13 @@ def contended(steps: Program, costs: Mapping[str, Cost]) -> tuple[Schedule, Mapp
         for index, loop in enumerate(steps.loops):
             for task, transfer, seconds in _beside(steps, ran, (index, loop.count // 2)):
                 longer[task] = longer[task] + seconds * _lost(costs[task], costs[transfer])
-        if all(_is_close(longer[name], times[name], ran.makespan) for name in times):
+        near = [_is_near(longer[name], times[name], ran.makespan) for name in times]
+        there = reduce(np.logical_and, near)
+        if np.all(there):
             break
-        times, ran = longer, schedule(steps, longer)
+        # a point that is there stays, so that it ends as it would by itself
+        times = {name: where(there, times[name], longer[name]) for name in times}
+        ran = schedule(steps, times)
     return ran, times
 
 
@@ -55,8 +60,8 @@ def _holds_anything(cost: Cost) -> bool:
     return bool(np.any(cost.holds_cores) or np.any(cost.holds_bandwidth))
 
 
-def _is_close(one: Number, other: Number, step: Number) -> bool:
-    return bool(np.all(np.less_equal(np.abs(one - other), _TOLERANCE * step)))
+def _is_near(one: Number, other: Number, step: Number) -> Any:
+    return np.less_equal(np.abs(one - other), _TOLERANCE * step)
 
 
 def _lost(cost: Cost, transfer: Cost) -> Number:
@@ -79,7 +84,7 @@ def exposed(steps: Program, ran: Schedule) -> Number:
         others = {*range(done.count)} - {*steady}
         if steady:
             first, last = (_alone(steps, ran, (index, steady[i])) for i in (0, -1))
-            if _is_close(first, last, ran.makespan):
+            if np.all(_is_near(first, last, ran.makespan)):
                 total = total + len(steady) * first
             else:  # what another loop computes reaches into this one
                 others |= {*steady}
