@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-_GIGA, _MILLI, _MICRO = 1e9, 1e3, 1e6
 app = typer.Typer()
 
 

@@ -1,7 +1,7 @@
 """Commands about what is known: lists of models and machines, packages of chips."""
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -17,10 +17,7 @@ from opgraph.console import (
     save_figure,
 )
 
-if TYPE_CHECKING:
-    pass
-
-_GIGA, _MILLI, _MICRO = 1e9, 1e3, 1e6
+_GIGA = 1e9
 app = typer.Typer()
 
 

@@ -19,7 +19,6 @@ from opgraph.console import (
 if TYPE_CHECKING:
     from hardware import Platform
 
-_GIGA, _MILLI, _MICRO = 1e9, 1e3, 1e6
 app = typer.Typer()
 
 

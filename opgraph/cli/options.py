@@ -1,6 +1,8 @@
 """The options that commands share, and what they ask for: a plan, a report."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from inspect import Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +12,7 @@ if TYPE_CHECKING:
     from opgraph import Plan
     from opgraph.report import Report
 
-_GIGA, _MILLI, _MICRO = 1e9, 1e3, 1e6
+_MICRO = 1e6
 
 
 def whole(text: str | int) -> int:
@@ -164,8 +166,65 @@ def _check_beside(options: dict[str, Any]) -> None:
             raise SpecError(f"--{name.replace('_', '-')} has no effect without {words}")
 
 
-def report_of(options: dict[str, Any]) -> "Report":
-    """The report that the options of `simulate` and `trace` ask for."""
+def report_of(
+    model: ModelName,
+    platform: PlatformName,
+    tp: Degree = 1,
+    pp: Stages = 1,
+    ep: ExpertChips = 1,
+    dp: Copies = 1,
+    cp: ContextChips = 1,
+    attention_dp: AttentionCopies = None,
+    sp: SequenceParallel = False,
+    microbatches: Microbatches = None,
+    interleave: Interleave = 1,
+    layers: Layers = None,
+    redundant_experts: Redundant = 0,
+    overlap: Overlap = "",
+    chunks: Chunks = None,
+    order: Order = None,
+    batch: Batch = 1,
+    prompt: Prompt = 2048,
+    output: Output = 256,
+    images: Images = 0,
+    skew: Skew = 0.0,
+    weights: Weights = None,
+    kv_cache: KVCache = None,
+    absorb: Absorb = None,
+    lora_rank: LoraRank = 0,
+    lora_count: LoraCount = 1,
+    kv_kept: KVKept = 1.0,
+    window: Window = 0,
+    size: Sizes = None,
+    host_step_us: HostStep = 0.0,
+    host_operator_us: HostOperator = 0.0,
+    reserve: ReserveShare = 0.0,
+    offload_weights: OffloadWeights = 0.0,
+    offload_kv: OffloadKV = 0.0,
+    tier: TierName = "",
+    cost: Cost = "ideal",
+) -> "Report":
+    """The report that the options ask for."""
+    return _report(locals())
+
+
+def of_a_report(command: Callable[..., None]) -> Callable[..., None]:
+    """*command*, which takes a report first, as one that takes the options of `report_of`."""
+    asked, own = (list(signature(f).parameters.values()) for f in (report_of, command))
+    own = own[1:]
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        report = report_of(**{entry.name: given.pop(entry.name) for entry in asked})
+        command(report, **given)
+
+    entries = sorted([*asked, *own], key=lambda entry: entry.default is not entry.empty)
+    run.__signature__ = Signature(entries)  # type: ignore[attr-defined]
+    run.__annotations__ = {entry.name: entry.annotation for entry in entries}
+    return run
+
+
+def _report(options: dict[str, Any]) -> "Report":
     from frontends import Lora, Variant, load_model
     from hardware import load_platform
     from opgraph import Host, Offload, Reserve, Workload, simulate

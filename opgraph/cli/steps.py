@@ -8,46 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opgraph.cli.options import (
-    Absorb,
     AsJson,
-    AttentionCopies,
-    Batch,
-    Chunks,
-    ContextChips,
-    Copies,
     Cost,
-    Degree,
-    ExpertChips,
-    HostOperator,
-    HostStep,
-    Images,
-    Interleave,
     KVCache,
-    KVKept,
-    Layers,
-    LoraCount,
-    LoraRank,
-    Microbatches,
     ModelName,
-    OffloadKV,
-    OffloadWeights,
-    Order,
     Output,
-    Overlap,
     PlatformName,
     Plot,
     PriceOf,
     Prompt,
-    Redundant,
     ReserveShare,
     SequenceParallel,
-    Sizes,
     Skew,
-    Stages,
-    TierName,
     Weights,
-    Window,
-    report_of,
+    of_a_report,
     whole,
 )
 from opgraph.console import (
@@ -62,9 +36,9 @@ from opgraph.console import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from opgraph.report import Report
 
-_GIGA, _MILLI, _MICRO = 1e9, 1e3, 1e6
+_MILLI = 1e3
 app = typer.Typer()
 
 
@@ -76,43 +50,9 @@ class Phase(StrEnum):
 
 
 @app.command()
+@of_a_report
 def simulate(
-    model: ModelName,
-    platform: PlatformName,
-    tp: Degree = 1,
-    pp: Stages = 1,
-    ep: ExpertChips = 1,
-    dp: Copies = 1,
-    cp: ContextChips = 1,
-    attention_dp: AttentionCopies = None,
-    sp: SequenceParallel = False,
-    microbatches: Microbatches = None,
-    interleave: Interleave = 1,
-    layers: Layers = None,
-    redundant_experts: Redundant = 0,
-    overlap: Overlap = "",
-    chunks: Chunks = None,
-    order: Order = None,
-    batch: Batch = 1,
-    prompt: Prompt = 2048,
-    output: Output = 256,
-    images: Images = 0,
-    skew: Skew = 0.0,
-    weights: Weights = None,
-    kv_cache: KVCache = None,
-    absorb: Absorb = None,
-    lora_rank: LoraRank = 0,
-    lora_count: LoraCount = 1,
-    kv_kept: KVKept = 1.0,
-    window: Window = 0,
-    size: Sizes = None,
-    host_step_us: HostStep = 0.0,
-    host_operator_us: HostOperator = 0.0,
-    reserve: ReserveShare = 0.0,
-    offload_weights: OffloadWeights = 0.0,
-    offload_kv: OffloadKV = 0.0,
-    tier: TierName = "",
-    cost: Cost = "ideal",
+    report: "Report",
     communication: Annotated[
         bool, typer.Option("--communication", help="also what the chips send each other")
     ] = False,
@@ -124,7 +64,6 @@ def simulate(
     ] = None,
 ) -> None:
     """Latency, throughput and memory of a model on a platform, and what limits them."""
-    report = report_of(locals())
     if price is not None:
         from hardware.price import read_price
 
@@ -143,48 +82,13 @@ def simulate(
 
 
 @app.command("trace")
+@of_a_report
 def write_trace(
-    model: ModelName,
-    platform: PlatformName,
+    report: "Report",
     out: Annotated[Path, typer.Option("--out", "-o", help="a .json or .json.gz file")],
     phase: Annotated[Phase | None, typer.Option(help="one phase only")] = None,
-    tp: Degree = 1,
-    pp: Stages = 1,
-    ep: ExpertChips = 1,
-    dp: Copies = 1,
-    cp: ContextChips = 1,
-    attention_dp: AttentionCopies = None,
-    sp: SequenceParallel = False,
-    microbatches: Microbatches = None,
-    interleave: Interleave = 1,
-    layers: Layers = None,
-    redundant_experts: Redundant = 0,
-    overlap: Overlap = "",
-    chunks: Chunks = None,
-    order: Order = None,
-    batch: Batch = 1,
-    prompt: Prompt = 2048,
-    output: Output = 256,
-    images: Images = 0,
-    skew: Skew = 0.0,
-    weights: Weights = None,
-    kv_cache: KVCache = None,
-    absorb: Absorb = None,
-    lora_rank: LoraRank = 0,
-    lora_count: LoraCount = 1,
-    kv_kept: KVKept = 1.0,
-    window: Window = 0,
-    size: Sizes = None,
-    host_step_us: HostStep = 0.0,
-    host_operator_us: HostOperator = 0.0,
-    reserve: ReserveShare = 0.0,
-    offload_weights: OffloadWeights = 0.0,
-    offload_kv: OffloadKV = 0.0,
-    tier: TierName = "",
-    cost: Cost = "ideal",
 ) -> None:
     """Write the timeline of a step as a Chrome trace, to open in Perfetto beside a measured one."""
-    report = report_of(locals())
     timelines = [report.prefill, report.decode]
     save_trace([t for t in timelines if phase is None or t.name == phase.value], out)
     print(f"{out}: open it at ui.perfetto.dev")
