@@ -3,7 +3,7 @@
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ def smaller(a: Number, b: Number) -> Number:
     return np.minimum(a, b)
 
 
-def where(condition: Any, a: Number, b: Number) -> Number:
+def where(condition: Any, a: Any, b: Any) -> Any:
     """Return *a* where the condition holds, *b* elsewhere."""
     if isinstance(condition, np.ndarray):
         return np.where(condition, a, b)
@@ -44,7 +44,7 @@ def first_false(condition: Any, *values: Number) -> tuple[int, ...]:
     return tuple(int(column[first]) for column in columns)
 
 
-def product(factors: Sequence[Number]) -> Number:
+def product(factors: Iterable[Number]) -> Number:
     """Multiply; nothing makes 1."""
     return functools.reduce(operator.mul, factors, 1)
 

@@ -96,7 +96,8 @@ def nearest_member(found: Box) -> Number:
     nearest: Number = math.inf
     for side, apart in zip(found.sides, found.apart, strict=True):
         nearest = smaller(nearest, where(side > 1, apart, math.inf))
-    return where(nearest < math.inf, nearest, 1)
+    found_one: Number = where(nearest < math.inf, nearest, 1)
+    return found_one
 
 
 @functools.lru_cache(maxsize=4096)  # group sizes times shapes

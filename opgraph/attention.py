@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from hardware import Number
-from opgraph.arithmetic import product, smaller
+from hardware.arithmetic import product, smaller
 from opgraph.sizes import Axes, Sizes
 from opgraph.tensor import Tensor, as_format
 from opgraph.work import Basis, Operator, Work, unlike

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware import Number
-from opgraph.arithmetic import LARGEST
+from opgraph.counts import LARGEST
 from opgraph.memory import Footprint
 from opgraph.point import Point
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from hardware import Number
-from opgraph.arithmetic import larger, smaller, where
+from hardware.arithmetic import larger, smaller, where
 from opgraph.cost import CACHE, COMPUTE, MEMORY, Cost
 from opgraph.schedule import Loop, Program, Schedule, schedule
 

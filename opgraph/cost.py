@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware import Number, Platform, Span, SpecError, Tier, collective
+from hardware.arithmetic import larger, product, smaller, where
 from hardware.errors import nearest, shown
-from opgraph.arithmetic import larger, product, smaller, where
 from opgraph.offload import Fetch
 from opgraph.operator import Collective, Operator, Send, Work
 from opgraph.plan import Plan

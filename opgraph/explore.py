@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hardware import Group, Platform, SpecError, format_quantity
 from hardware.errors import nearest, shown
-from opgraph.capacity import footprint, largest
+from opgraph.capacity import largest
 from opgraph.cost import CostModel, Host, cost_model
 from opgraph.memory import Reserve
 from opgraph.model import Model
@@ -225,9 +225,8 @@ def _price(
 
     arrays = {name: np.array([[plan[name]] for plan in group]) for name in _ARRAYS}
     degrees: dict[str, Any] = {"pp": group[0]["pp"], **arrays}
-    least = at(degrees, 1 if batch is None else batch)
     if batch is None:
-        batches = _batches(np.reshape(largest(least, "batch"), len(group)))
+        batches = _batches(np.reshape(largest(at(degrees, 1), "batch"), len(group)))
     else:
         batches = np.full((len(group), 1), batch)
     report = evaluate(at(degrees, np.maximum(batches, 1)))
@@ -243,11 +242,11 @@ def _price(
     }
     table = pd.DataFrame(columns).drop_duplicates()
     crowded = []
-    memory = footprint(least)
+    capacity = format_quantity(float(np.max(report.memory.capacity)), "B")
+    # the first column is the smallest batch that was asked for
+    needs = np.broadcast_to(report.memory.total, shape)[:, 0]
     for index in np.flatnonzero(~fits.any(axis=1)):
-        need = float(np.broadcast_to(memory.total, (len(group), 1))[index, 0])
-        have = float(np.max(memory.capacity))
-        reason = f"does not fit: {format_quantity(need, 'B')} of {format_quantity(have, 'B')}"
+        reason = f"does not fit: {format_quantity(float(needs[index]), 'B')} of {capacity}"
         crowded.append((group[index], reason))
     return table, crowded
 

@@ -17,7 +17,7 @@ import numpy as np
 
 import hardware
 from hardware import Chip, Number
-from opgraph.arithmetic import larger, product, smaller, where
+from hardware.arithmetic import larger, product, smaller, where
 from opgraph.attention import AbsorbedAttention, Attention, DecompressedAttention
 from opgraph.cost import Cost, Machine, Roofline
 from opgraph.experts import Combine, Dispatch, GroupedEinsum, Route

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware import Number, SpecError
+from hardware.arithmetic import larger, where
 from hardware.errors import shown
-from opgraph.arithmetic import as_count, larger, where
+from opgraph.counts import as_count
 from opgraph.graph import Graph
 from opgraph.operator import Collective, Operator
 from opgraph.sizes import Axes, Sizes

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from hardware import Number, SpecError
-from opgraph.arithmetic import product
+from hardware.arithmetic import product
 from opgraph.encoding import Insert
 from opgraph.graph import Graph
 from opgraph.sizes import Sizes

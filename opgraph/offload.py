@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from hardware import Number, Platform, SpecError, Tier, load_tier
+from hardware.arithmetic import larger
 from hardware.errors import shown
-from opgraph.arithmetic import larger
 from opgraph.graph import Block, Graph
 from opgraph.operator import Lookup
 from opgraph.sizes import Sizes

@@ -13,8 +13,8 @@ from functools import lru_cache, reduce
 import numpy as np
 
 from hardware import Number
+from hardware.arithmetic import larger, smaller, where
 from opgraph import timeline
-from opgraph.arithmetic import larger, smaller, where
 from opgraph.concurrency import common
 from opgraph.cost import Cost, CostModel, Machine, price
 from opgraph.operator import Send

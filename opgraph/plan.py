@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from hardware import Group, Number, SpecError
+from hardware.arithmetic import larger, product, smaller
 from hardware.errors import nearest, shown
-from opgraph.arithmetic import as_count, larger, product, smaller
+from opgraph.counts import as_count
 from opgraph.sizes import Axes, Expression, Sizes, Split
 
 # What each axis splits, by the word of the dimension. Megatron-LM (Shoeybi et al. 2019): heads

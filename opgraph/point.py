@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware import Number, Platform, SpecError, Tier
-from opgraph.arithmetic import larger, smaller
+from hardware.arithmetic import larger, smaller
 from opgraph.cost import CostModel, Host, Machine
 from opgraph.graph import Graph
 from opgraph.memory import Footprint, Reserve, peak_activations, weight_class

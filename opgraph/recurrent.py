@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from hardware import Number
-from opgraph.arithmetic import smaller, where
+from hardware.arithmetic import smaller, where
 from opgraph.operator import Norm, Operator, Work
 from opgraph.sizes import Sizes
 from opgraph.tensor import Tensor

@@ -15,8 +15,8 @@ from hardware import (
     format_quantity,
     list_prices,
 )
+from hardware.arithmetic import where
 from hardware.price import HOUR
-from opgraph.arithmetic import where
 from opgraph.energy import StepEnergy, step_energy
 from opgraph.memory import Footprint
 from opgraph.timeline import Timeline

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hardware import Number
-from opgraph.arithmetic import larger
+from hardware.arithmetic import larger
 from opgraph.graph import Block, Graph
 
 Source = int | str

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware import Number, Platform, SpecError
+from hardware.arithmetic import larger
 from hardware.errors import shown
-from opgraph.arithmetic import larger
 from opgraph.capacity import footprint
 from opgraph.cost import CostModel, Host, cost_model
 from opgraph.memory import Reserve

@@ -14,8 +14,8 @@ from functools import cached_property
 from typing import ClassVar, Literal
 
 from hardware import Number, SpecError
+from hardware.arithmetic import larger, product, smaller
 from hardware.errors import nearest
-from opgraph.arithmetic import larger, product, smaller
 
 Axes = tuple[str, ...]
 

@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import Literal
 
 from hardware import Number, SpecError
+from hardware.arithmetic import product
 from hardware.errors import nearest
-from opgraph.arithmetic import product
 from opgraph.sizes import Axes, Sizes
 
 Role = Literal["activation", "weight", "cache"]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware import Number, SpecError, format_range
-from opgraph.arithmetic import smaller, where
+from hardware.arithmetic import smaller, where
 from opgraph.concurrency import contended, exposed
 from opgraph.cost import LIMITERS, Cost, CostModel, Machine, price
 from opgraph.graph import Graph

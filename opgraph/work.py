@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
 from hardware import Number
-from opgraph.arithmetic import product
+from hardware.arithmetic import product
 from opgraph.sizes import Axes, Sizes
 from opgraph.tensor import Format, Tensor
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from hardware import Number, SpecError
 from hardware.errors import shown
-from opgraph.arithmetic import LARGEST, as_count
+from opgraph.counts import LARGEST, as_count
 
 __all__ = ["LARGEST", "MOST_SKEW", "Workload"]
 

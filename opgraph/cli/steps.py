@@ -136,7 +136,7 @@ def find_plans(
     from frontends import load_model
     from hardware import load_platform
     from opgraph import Plan, Reserve, Workload, best_plans, plots
-    from opgraph.arithmetic import as_count
+    from opgraph.counts import as_count
 
     as_count("--top", top, of=" of rows")
     axes = ("tp", "pp", "cp", "attention_dp", "dp") if cp else ("tp", "pp", "attention_dp", "dp")
