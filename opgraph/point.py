@@ -127,13 +127,16 @@ class Point:
         """Memory of the fullest chip when every sequence is at its longest; parts of a batch are
         counted as if all were there at once.
         """
+        return reduce(Footprint.fuller, self.footprints())
+
+    def footprints(self) -> tuple[Footprint, ...]:
+        """Memory of a chip of each stage, of stages that are alike once."""
         if self.plan.overlap:
-            return replace(self, plan=replace(self.plan, overlap="")).footprint()
+            return replace(self, plan=replace(self.plan, overlap="")).footprints()
         prefill, decode = (self.pieces(phase) for phase in ("prefill", "decode"))
         pp = int(self.plan.pp)
-        # what each stage has, alike ones once
         stages = dict.fromkeys((prefill[stage::pp], decode[stage::pp]) for stage in range(pp))
-        return reduce(Footprint.fuller, (self._stage_footprint(*stage) for stage in stages))
+        return tuple(self._stage_footprint(*stage) for stage in stages)
 
     def _stage_footprint(self, prefill: tuple[Piece, ...], decode: tuple[Piece, ...]) -> Footprint:
         """Memory of a chip with these pieces; activations of the prefill of a microbatch."""

@@ -62,12 +62,16 @@ def test_a_layer_waits_for_its_weights_in_the_written_out_graph_too():
 
 @pytest.mark.parametrize("plan", [Plan(), Plan(tp=4), Plan(tp=2, pp=2)])
 def test_what_leaves_the_chip_is_in_the_tier(plan):
-    whole, less = report(Offload(), plan).memory, report(Offload(weights=0.5), plan).memory
-    table = whole.by_class["embedding and head"]
-    gone = whole.weights - less.weights
-    assert less.offloaded == pytest.approx(gone, rel=1e-5)
-    # the embedding stays; of the head, and of all else, half goes
-    assert whole.weights / 2 - table / 2 <= gone <= whole.weights / 2 * (1 + 1e-5)
+    less = report(Offload(weights=0.5), plan)
+    # which stage is the fullest may change, so each is compared with itself
+    alone, some = (found.point.footprints() for found in (report(Offload(), plan), less))
+    for whole, left in zip(alone, some, strict=True):
+        assert left.weights + left.offloaded == pytest.approx(whole.weights, rel=1e-12)
+        # the embedding stays; of the head, and of all else, half goes
+        table = whole.by_class["embedding and head"]
+        assert whole.weights / 2 - table / 2 <= left.offloaded <= whole.weights / 2
+    assert less.memory.total == max(left.total for left in some)
+    whole = report(Offload(), plan).memory
     caches = report(Offload(kv_cache=0.25), plan).memory
     assert caches.kv_cache == pytest.approx(0.75 * whole.kv_cache)
     assert caches.offloaded == pytest.approx(0.25 * whole.kv_cache)
