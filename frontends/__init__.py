@@ -1,14 +1,35 @@
-"""Ways in: a model's config, code or file becomes an operator graph."""
+"""Ways in: a model's config, code or file becomes an operator graph.
 
-from frontends.catalogue import list_models, load_config, load_model
-from frontends.decoder import Decoder
-from frontends.huggingface import from_transformers
-from frontends.imported import Imported
-from frontends.onnx import from_onnx
-from frontends.precision import Precision, Scheme
-from frontends.pytorch import from_torch
-from frontends.transformer import Transformer
-from frontends.variant import Lora, Variant
+The public names load what they need when they are first used: a catalogued model does not wait
+for the readers of code and of ONNX files.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from frontends.catalogue import list_models, load_config, load_model
+    from frontends.decoder import Decoder
+    from frontends.huggingface import from_transformers
+    from frontends.imported import Imported
+    from frontends.onnx import from_onnx
+    from frontends.precision import Precision, Scheme
+    from frontends.pytorch import from_torch
+    from frontends.transformer import Transformer
+    from frontends.variant import Lora, Variant
+
+_HOME = {
+    "catalogue": ("list_models", "load_config", "load_model"),
+    "decoder": ("Decoder",),
+    "huggingface": ("from_transformers",),
+    "imported": ("Imported",),
+    "onnx": ("from_onnx",),
+    "precision": ("Precision", "Scheme"),
+    "pytorch": ("from_torch",),
+    "transformer": ("Transformer",),
+    "variant": ("Lora", "Variant"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "Decoder",
@@ -25,3 +46,11 @@ __all__ = [
     "load_config",
     "load_model",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'frontends' has no attribute {name!r}")
+    value = getattr(import_module(f"frontends.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value

@@ -7,9 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from frontends.huggingface import from_transformers
-from frontends.onnx import from_onnx
-from frontends.pytorch import from_torch
 from hardware import SpecError
 from opgraph.model import Model
 
@@ -27,12 +24,18 @@ def door(which: object, dims: Mapping[str, str | int] | None = None) -> Callable
     """
     text = str(which)
     if isinstance(which, str | Path) and Path(which).suffix == ".onnx":
-        return lambda: from_onnx(which, dims=dims)
+        return lambda: _from_file(which, dims)
     if dims:
         raise SpecError(f"{text}: only an ONNX file has open sizes, such as {next(iter(dims))!r}")
     if isinstance(which, str) and _PLACE.fullmatch(text):
         return lambda: _from_code(text)
     return None
+
+
+def _from_file(path: str | Path, dims: Mapping[str, str | int] | None) -> Model:
+    from frontends.onnx import from_onnx
+
+    return from_onnx(path, dims=dims)
 
 
 def _from_code(place: str) -> Model:
@@ -42,6 +45,9 @@ def _from_code(place: str) -> Model:
     ------
     SpecError : no such module or function, or one that returns something else.
     """
+    from frontends.huggingface import from_transformers
+    from frontends.pytorch import from_torch
+
     path, _, name = place.partition(":")
     found = getattr(_module(path, place), name, None)
     if not callable(found):

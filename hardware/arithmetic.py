@@ -37,6 +37,11 @@ def always(condition: Any) -> bool:
     return bool(condition.all()) if isinstance(condition, np.ndarray) else bool(condition)
 
 
+def ever(condition: Any) -> bool:
+    """Whether it holds, for any element if there are some."""
+    return bool(condition.any()) if isinstance(condition, np.ndarray) else bool(condition)
+
+
 def first_false(condition: Any, *values: Number) -> tuple[int, ...]:
     """Return the whole *values* of the first element for which *condition* does not hold."""
     where_not, *columns = np.broadcast_arrays(np.logical_not(condition), *values)

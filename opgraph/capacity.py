@@ -1,5 +1,6 @@
 """Capacity: what a platform's memory holds, and how much more it would."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -12,17 +13,27 @@ from opgraph.memory import Footprint
 from opgraph.point import Point
 
 # places tried at once, for each point and in all
-_TRIED, _MOST = 64, 1 << 16
+_TRIED, _MOST = 128, 1 << 16
 
 
 def footprint(point: Point) -> Footprint:
     """The memory of every design point."""
-    parts = [(place, part.footprint()) for place, part in point.by_stages()]
-    if isinstance(parts[0][0], tuple):
+    stages = [(place, _footprint(part)) for place, part in point.by_stages]
+    return _together(stages, point.shape)
+
+
+def _footprint(point: Point) -> Footprint:
+    """The same of points with equally many stages."""
+    return _together([(place, part.footprint()) for place, part in point.by_axes], point.shape)
+
+
+def _together(parts: Sequence[tuple[Any, Footprint]], shape: tuple[int, ...]) -> Footprint:
+    """One footprint of the points of a *shape* of which each part has its place."""
+    if len(parts) == 1:
         return parts[0][1]
 
-    def spread(values: list[Number]) -> NDArray[np.float64]:
-        whole = np.zeros(point.shape)
+    def spread(values: Iterable[Number]) -> NDArray[np.float64]:
+        whole = np.zeros(shape)
         for (place, _), value in zip(parts, values, strict=True):
             whole[place] = value
         return whole
@@ -31,13 +42,24 @@ def footprint(point: Point) -> Footprint:
     classes = dict.fromkeys(name for part in found for name in part.by_class)
     names = [entry.name for entry in fields(Footprint) if entry.name != "by_class"]
     return Footprint(
-        by_class={name: spread([p.by_class.get(name, 0.0) for p in found]) for name in classes},
-        **{name: spread([getattr(part, name) for part in found]) for name in names},
+        by_class={name: spread(p.by_class.get(name, 0.0) for p in found) for name in classes},
+        **{name: spread(getattr(part, name) for part in found) for name in names},
     )
 
 
 def largest(point: Point, word: str) -> Number:
-    """The largest number of the workload's *word* (``batch``, ``prompt``) that fits; 0 if none.
+    """The largest number of the workload's *word* (``batch``, ``prompt``) that fits; 0 if none."""
+    most = np.zeros(point.shape)
+    for place, stages in point.by_stages:
+        found = np.zeros(stages.shape)
+        for inside, part in stages.by_axes:
+            found[inside] = _largest(part, word)
+        most[place] = found
+    return most if point.shape else int(most)
+
+
+def _largest(point: Point, word: str) -> NDArray[np.float64]:
+    """The same of points that use the same axes.
 
     Memory grows with either: powers of two are tried, then places between the largest that fits
     and the least that does not, many at once.
@@ -45,9 +67,8 @@ def largest(point: Point, word: str) -> Number:
 
     def fits(numbers: NDArray[np.float64]) -> Any:
         workload = replace(point.workload, **{word: numbers})
-        return np.broadcast_to(
-            footprint(replace(point, workload=workload)).fits, (len(numbers), *point.shape)
-        )
+        fitting = replace(point, workload=workload).footprint().fits
+        return np.broadcast_to(fitting, (len(numbers), *point.shape))
 
     powers = 2.0 ** np.arange(int(np.log2(LARGEST)) + 1)
     low, high = np.zeros(point.shape), np.full(point.shape, LARGEST + 1.0)
@@ -57,7 +78,7 @@ def largest(point: Point, word: str) -> Number:
         low = np.maximum(low, np.max(np.where(good, tried, low), axis=0))
         high = np.minimum(high, np.min(np.where(good | (tried <= low), high, tried), axis=0))
         if np.all(high - low <= 1):
-            return low if point.shape else int(low)
+            return np.asarray(low)
         count = max(2, min(_TRIED, _MOST // max(low.size, 1)))
         parts = np.expand_dims(np.arange(1, count) / count, tuple(range(1, 1 + low.ndim)))
         tried = np.clip(np.floor(low + parts * (high - low)), low + 1, None)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from hardware import Number
-from hardware.arithmetic import larger, smaller, where
+from hardware.arithmetic import ever, larger, smaller, where
 from opgraph.cost import CACHE, COMPUTE, MEMORY, Cost
 from opgraph.schedule import Loop, Program, Schedule, schedule
 
@@ -57,7 +57,7 @@ def contended(steps: Program, costs: Mapping[str, Cost]) -> tuple[Schedule, Mapp
 
 
 def _holds_anything(cost: Cost) -> bool:
-    return bool(np.any(cost.holds_cores) or np.any(cost.holds_bandwidth))
+    return ever(cost.holds_cores) or ever(cost.holds_bandwidth)
 
 
 def _is_near(one: Number, other: Number, step: Number) -> Any:

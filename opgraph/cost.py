@@ -7,15 +7,16 @@ measurements. The first two price collectives by latency and bandwidth
 (α–β) with the fastest algorithm that the links allow.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardware import Number, Platform, Span, SpecError, Tier, collective
-from hardware.arithmetic import larger, product, smaller, where
+from hardware.arithmetic import ever, larger, product, smaller, where
 from hardware.errors import nearest, shown
 from opgraph.offload import Fetch
 from opgraph.operator import Collective, Operator, Send, Work
@@ -117,6 +118,26 @@ class CostModel(Protocol):
         """The cost of one execution of *operator* on one chip of *machine*."""
 
 
+Priced = Callable[[Any, Operator, Sizes, Machine], Cost]
+
+
+def once(cost: Priced) -> Priced:
+    """The method *cost* of a model that looks at no names: operators that are alike but for theirs
+    are priced once at the same sizes.
+    """
+
+    @wraps(cost)
+    def found(model: Any, operator: Operator, sizes: Sizes, machine: Machine) -> Cost:
+        # by identity, and kept alive: neither models nor machines need be hashable
+        key = (operator.likeness, id(model), id(machine))
+        if key not in sizes.priced:
+            sizes.priced[key] = cost(model, operator, sizes, machine), model, machine
+        answer: Cost = sizes.priced[key][0]
+        return answer
+
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Efficiency:
     """What a kind of operator reaches of the datasheet's figures; neutral by default.
@@ -144,6 +165,7 @@ class Roofline:
     name: str = "ideal"
     tolerance: float = 1e-12
 
+    @once
     def cost(self, operator: Operator, sizes: Sizes, machine: Machine) -> Cost:
         """The longer of computing and moving; a collective at the links' α and β."""
         return _cost(operator, sizes, machine, NEUTRAL)
@@ -162,6 +184,7 @@ class Calibrated:
     name: str = "efficiencies"
     tolerance: float = 1e-6
 
+    @once
     def cost(self, operator: Operator, sizes: Sizes, machine: Machine) -> Cost:
         """The cost at the efficiency of the operator's kind."""
         return _cost(operator, sizes, machine, self.efficiencies.get(operator.kind, NEUTRAL))
@@ -199,7 +222,7 @@ def price(operator: Operator, sizes: Sizes, machine: Machine, model: CostModel) 
 def _launched(operator: Operator, sizes: Sizes, machine: Machine, model: CostModel) -> Cost:
     """The cost, but for an operator of the compute stream no less than a launch by the host."""
     found, least = model.cost(operator, sizes, machine), machine.host.per_operator
-    if not np.any(least) or operator.is_view or operator.stream != "compute":
+    if not ever(least) or operator.is_view or operator.stream != "compute":
         return found
     bounds: dict[str, Any] = {
         name: larger(bound, least)

@@ -145,7 +145,9 @@ class GroupedEinsum(Einsum):
         return {"batch": self.touched(sizes), "m": self.rows(sizes), "n": n, "k": k}
 
     def flop(self, sizes: Sizes) -> Number:
-        shape = self.shape(sizes)
+        return self._flop(self.shape(sizes))
+
+    def _flop(self, shape: Mapping[str, Number]) -> Number:
         biases = len(self.inputs) - len(self.operands)
         return (2 * shape["k"] + biases) * shape["m"] * shape["n"]
 
@@ -159,7 +161,7 @@ class GroupedEinsum(Einsum):
         read = shape["m"] * shape["k"] * rows + weights
         unpacked = shape["batch"] * shape["n"] * shape["k"] if self.unpacks else 0
         written = shape["m"] * shape["n"] * out
-        return Work(self.flop(sizes), read, written, unpacked=unpacked)
+        return Work(self._flop(shape), read, written, unpacked=unpacked)
 
 
 @dataclass(frozen=True, kw_only=True)

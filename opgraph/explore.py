@@ -18,7 +18,6 @@ from opgraph.plan import Plan
 from opgraph.point import Point
 from opgraph.report import Report
 from opgraph.simulation import Modelled, check_arguments, evaluate
-from opgraph.sizes import Axes
 from opgraph.stages import num_layers
 from opgraph.workload import Workload
 
@@ -162,7 +161,7 @@ def best_plans(  # noqa: PLR0913 each is a question of its own
         )
     plans, infeasible = _feasible(model, platform, common, axes)
     rows = []
-    for group in track(_groups(plans, common)):
+    for group in track(_groups(plans)):
         table, crowded = _price(group, batch, at)
         rows.append(table)
         infeasible += crowded
@@ -291,13 +290,11 @@ def _batches(most: NDArray[Any]) -> NDArray[np.float64]:
     return np.hstack([np.minimum(powers, most[:, None]), most[:, None]])
 
 
-def _groups(plans: list[dict[str, int]], common: Plan) -> list[list[dict[str, int]]]:
-    """The plans that are priced as one array: with as many stages and the same axes in use."""
-    found: dict[tuple[int, Axes], list[dict[str, int]]] = {}
+def _groups(plans: list[dict[str, int]]) -> list[list[dict[str, int]]]:
+    """The plans that are priced as one array: with as many stages."""
+    found: dict[int, list[dict[str, int]]] = {}
     for plan in plans:
-        used: dict[str, Any] = {"layers": (), **plan}
-        key = plan["pp"], replace(common, **used).sharding
-        found.setdefault(key, []).append(plan)
+        found.setdefault(plan["pp"], []).append(plan)
     return list(found.values())
 
 

@@ -19,7 +19,7 @@ import hardware
 from hardware import Chip, Number
 from hardware.arithmetic import larger, product, smaller, where
 from opgraph.attention import AbsorbedAttention, Attention, DecompressedAttention
-from opgraph.cost import Cost, Machine, Roofline
+from opgraph.cost import Cost, Machine, Roofline, once
 from opgraph.experts import Combine, Dispatch, GroupedEinsum, Route
 from opgraph.kernels import (
     KERNELS,
@@ -81,6 +81,7 @@ class Asked:
     alien: str = ""
 
 
+_IDEAL = Roofline()
 # what another operator's kernel does too
 INSIDE = Asked("", "", None)
 # custom all-reduce kernels are written for the chips of a node
@@ -99,9 +100,10 @@ class Fitted:
     name: str = "corrected"
     tolerance: float = 1e-4
 
+    @once
     def cost(self, operator: Operator, sizes: Sizes, machine: Machine) -> Cost:
         """The fitted kernel's cost; the roofline's where there is none."""
-        ideal = Roofline().cost(operator, sizes, machine)
+        ideal = _IDEAL.cost(operator, sizes, machine)
         asked = None if operator.is_view else ask(operator, sizes, machine)
         if asked is None and isinstance(operator, Collective):
             return _holding(ideal, machine.platform.chip)

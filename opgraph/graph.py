@@ -111,9 +111,16 @@ class Graph:
     def unroll(self) -> "Graph":
         """The same graph with every repetition written out."""
         blocks: list[Block] = []
-        rename = {name: name for name in self.shared}
+        called = {name: name for name in self.shared}
         for block in self.blocks:
-            blocks += _repetitions(block, rename)
+            for prefix in repetitions(block, called):
+                operators = []
+                for operator in block.operators:
+                    one = renamed(operator, called, prefix)
+                    pairs = zip(operator.outputs, one.outputs, strict=True)
+                    called |= {old.name: new.name for old, new in pairs}
+                    operators.append(one)
+                blocks.append(Block(prefix + block.name, tuple(operators)))
         return replace(self, blocks=tuple(blocks))
 
     def check(self) -> "Graph":
@@ -147,23 +154,17 @@ class Graph:
         return "\n".join(lines)
 
 
-def _repetitions(block: Block, rename: dict[str, str]) -> Iterator[Block]:
-    """The repetitions of *block*; *rename* keeps the latest name of each tensor.
+def repetitions(block: Block, called: dict[str, str]) -> Iterator[str]:
+    """With what the names in each repetition of *block* begin. *called* has the latest name of each
+    tensor: whoever writes a repetition out adds what it makes.
 
     Inside, a carried name is what was handed on; after the block it is again what went in.
     """
-    before = {entry: rename.get(entry, entry) for entry, _ in block.carried}
+    before = {entry: called.get(entry, entry) for entry, _ in block.carried}
     for index in range(block.count):
-        prefix = f"{index}." if block.count > 1 else ""
-        operators = []
-        for operator in block.operators:
-            one = renamed(operator, rename, prefix)
-            pairs = zip(operator.outputs, one.outputs, strict=True)
-            rename |= {old.name: new.name for old, new in pairs}
-            operators.append(one)
-        rename |= {entry: rename.get(leave, leave) for entry, leave in block.carried}
-        yield Block(prefix + block.name, tuple(operators))
-    rename |= before
+        yield f"{index}." if block.count > 1 else ""
+        called |= {entry: called.get(leave, leave) for entry, leave in block.carried}
+    called |= before
 
 
 def renamed(operator: Operator, rename: Mapping[str, str], prefix: str) -> Operator:
@@ -171,7 +172,7 @@ def renamed(operator: Operator, rename: Mapping[str, str], prefix: str) -> Opera
 
     def called(tensor: Tensor) -> Tensor:
         own = tensor.name if tensor.role == "activation" else prefix + tensor.name
-        return replace(tensor, name=rename.get(tensor.name, own))
+        return tensor.called(rename.get(tensor.name, own))
 
     inputs = tuple(called(tensor) for tensor in operator.inputs)
     awaits = tuple(rename.get(name, name) for name in operator.awaits)

@@ -1,9 +1,9 @@
 """What a chip must hold: weights, KV cache, and activations at their peak."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from hardware import Number, SpecError
 from hardware.arithmetic import larger, where
 from hardware.errors import shown
 from opgraph.counts import as_count
-from opgraph.graph import Graph
+from opgraph.graph import Block, Graph, repetitions
 from opgraph.operator import Collective, Operator
 from opgraph.sizes import Axes, Sizes
 from opgraph.tensor import Tensor
@@ -153,31 +153,46 @@ def peak_activations(graph: Graph, sizes: Sizes) -> Number:
     """
     tensors, guards, moments = _moments(graph)
     nbytes = [tensor.nbytes(sizes) for tensor in tensors]
-    copies = [sizes.ways(axes) > 1 for axes in guards]
-    peak: Number = 0
-    for moment in moments:
-        alive = sum(count * nbytes[i] * (1 if g < 0 else copies[g]) for i, g, count in moment)
-        peak = larger(peak, alive)
-    return peak
+    copied = [sizes.ways(axes) > 1 for axes in guards]
+    owned = {
+        (i, g): nbytes[i] if g < 0 else nbytes[i] * copied[g]
+        for i, g in {(i, g) for moment in moments for i, g, _ in moment}
+    }
+    peaks = (sum(owned[i, g] * count for i, g, count in moment) for moment in moments)
+    return reduce(larger, peaks)
 
 
 Moment = tuple[tuple[int, int, int], ...]
 """What is alive at once: indices of a tensor and of a guard (-1: none), and how many like it."""
 
 
-@lru_cache(maxsize=1024)
-def _moments(graph: Graph) -> tuple[tuple[Tensor, ...], tuple[Axes, ...], tuple[Moment, ...]]:
-    """The tensors of *graph*, alike ones once, and the moments that may be the worst.
+Moments = tuple[tuple[Tensor, ...], tuple[Axes, ...], tuple[Moment, ...]]
+"""Tensors, guards, and the moments that may be the worst."""
 
+
+@lru_cache(maxsize=1024)
+def _moments(graph: Graph) -> Moments:
+    """Those of *graph*, which are those of all that differ only in how often blocks repeat."""
+    made = tuple(operator.outputs for operator, _ in graph.operators)
+    return _moments_of(_shortened(graph.blocks), made, graph.inputs)
+
+
+@lru_cache(maxsize=1024)
+def _moments_of(
+    blocks: tuple[Block, ...], made: tuple[tuple[Tensor, ...], ...], inputs: tuple[Tensor, ...]
+) -> Moments:
+    """The tensors of a graph, alike ones once, and the moments that may be the worst.
+
+    *made*, what each operator makes, tells apart those that differ in their layout alone.
     What a transfer makes is no copy where the chip is alone along the axes that are its *guard*,
     as long as what it was made from is alive. Of the numbers nothing need be known: of all moments
     those are left out at which nothing is alive that is not also alive at another one.
     """
-    operators = [op for op, _ in _shortened(graph).unroll().operators]
-    buffers, lives, owner = _lives(graph.inputs, operators)
+    ran = list(_executions(blocks))
+    buffers, lives, owner = _lives(inputs, ran)
     sources = {
-        op.name: (owner[op.inputs[0].name], op.axes)
-        for op in operators
+        made[0]: (owner[read[0]], op.axes)
+        for op, read, made in ran
         if isinstance(op, Collective) and not op.in_place
     }
     alike: dict[Any, Tensor] = {}
@@ -188,7 +203,7 @@ def _moments(graph: Graph) -> tuple[tuple[Tensor, ...], tuple[Axes, ...], tuple[
     guards: dict[Axes, int] = {}
     found: dict[frozenset[Any], Counter[tuple[int, int]]] = {}
     alive: set[str] = set()
-    for born, dead in _changes(lives, len(operators)):
+    for born, dead in _changes(lives, len(ran)):
         alive.update(born)
         moment: Counter[tuple[int, int]] = Counter()
         for name in alive:
@@ -227,37 +242,53 @@ def _guard(name: str, sources: Mapping[str, tuple[str, Axes]], alive: set[str]) 
     return ()
 
 
-def _shortened(graph: Graph) -> Graph:
-    """*graph* with no more repetitions than there can be different ones.
+def _shortened(blocks: Iterable[Block]) -> tuple[Block, ...]:
+    """*blocks* with no more repetitions than there can be different ones.
 
     A tensor reaches across as many repetitions as the block carries tensors, handed from one
     carried name to the next; besides there are a first and a last repetition.
     """
-    blocks = (
-        replace(block, count=min(block.count, 2 + len(block.carried))) for block in graph.blocks
-    )
-    return replace(graph, blocks=tuple(blocks))
+    return tuple(replace(block, count=min(block.count, 2 + len(block.carried))) for block in blocks)
+
+
+Execution = tuple[Operator, tuple[str, ...], tuple[str, ...]]
+"""An operator, and the names of what one repetition of it reads and makes."""
+
+
+def _executions(blocks: Iterable[Block]) -> Iterator[Execution]:
+    """All operators of all repetitions, in order."""
+    called: dict[str, str] = {}
+    for block in blocks:
+        names = [
+            (op, [t.name for t in op.activations], [t.name for t in op.outputs])
+            for op in block.operators
+        ]
+        for prefix in repetitions(block, called):
+            for op, reads, makes in names:
+                read = tuple(called.get(name, name) for name in reads)
+                made = tuple(prefix + name for name in makes)
+                called.update(zip(makes, made, strict=True))
+                yield op, read, made
 
 
 def _lives(
-    inputs: Sequence[Tensor], operators: Sequence[Operator]
+    inputs: Sequence[Tensor], ran: Sequence[Execution]
 ) -> tuple[dict[str, Tensor], dict[str, tuple[int, int]], dict[str, str]]:
-    """The tensors that own memory, the first and last operator for which each is there, and in
+    """The tensors that own memory, the first and last execution for which each is there, and in
     which of them every tensor lies.
     """
     buffers = {tensor.name: tensor for tensor in inputs}
     owner = {name: name for name in buffers}
     first = dict.fromkeys(buffers, 0)
     last: dict[str, int] = {}
-    for index, operator in enumerate(operators):
-        for place, tensor in enumerate(operator.outputs):
+    for index, (operator, read, made) in enumerate(ran):
+        for place, (name, tensor) in enumerate(zip(made, operator.outputs, strict=True)):
             if operator.in_place:
-                source = operator.activations[min(place, len(operator.activations) - 1)]
-                owner[tensor.name] = owner[source.name]
+                owner[name] = owner[read[min(place, len(read) - 1)]]
             else:
-                buffers[tensor.name], owner[tensor.name] = tensor, tensor.name
-                first[tensor.name] = last[tensor.name] = index
-        last |= {owner[tensor.name]: index for tensor in operator.activations}
+                buffers[name], owner[name] = tensor, name
+                first[name] = last[name] = index
+        last |= {owner[name]: index for name in read}
     lives = {name: (first[name], last[name]) for name in buffers if name in last}
     return buffers, lives, owner
 

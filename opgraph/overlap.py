@@ -17,16 +17,16 @@ _HALVES = 2
 
 
 def overlapped(graph: Graph, overlap: str, chunks: int, tokens: str) -> Graph:
-    """The sharded *graph*, its operators in the order that lets most run side by side.
+    """The sharded *graph*, in parts of which some run beside transfers of others.
 
-    *overlap*: ``two-batch`` or ``chunked``, nothing else if empty; *tokens*: the dimension along
-    which products are cut in *chunks*.
+    *overlap*: ``two-batch`` or ``chunked``, none if empty; *tokens*: the dimension along which
+    products are cut in *chunks*.
     """
     if overlap == "two-batch":
-        return two_batch(early(graph))
+        return two_batch(graph)
     if overlap == "chunked":
-        return chunked(early(graph), tokens, chunks)
-    return early(graph)
+        return chunked(graph, tokens, chunks)
+    return graph
 
 
 def early(graph: Graph) -> Graph:

@@ -143,14 +143,14 @@ class _Sharding:
         last = [dim for dim in free if dim in operator.contracted]
         first = [dim for dim in free if dim not in last]
         for dim in first:
-            claim(dim, (axis for t in coming for axis in t.layout.get(dim, ())))
+            claim(dim, _those_of(dim, coming))
         for dim in first:
             claim(dim, self._usable(self.names.axes(dim)))
         for dim in first:
             if dim in operator.spares:
                 claim(dim, self._usable(self.names.spare(dim)), alone=True)
         for dim in last:
-            claim(dim, (axis for t in coming for axis in t.layout.get(dim, ())))
+            claim(dim, _those_of(dim, coming))
         return {dim: axes for dim, axes in claim.layout.items() if axes}
 
     def _usable(self, axes: Axes) -> Axes:
@@ -227,12 +227,14 @@ class _Claim:
         self.taken = set(taken)
         self.settled: set[str] = set()
 
-    def __call__(self, dim: str, axes: Iterable[str], *, alone: bool = False) -> None:
+    def __call__(self, dim: str, axes: Axes, *, alone: bool = False) -> None:
         """Give *dim* those of *axes* that are free; *alone*: that the operator does not use."""
         if dim in self.whole:
             return
+        own = self.layout.setdefault(dim, ())
+        if not axes:
+            return
         beside = self.layout if alone else {d for side in self.sides if dim in side for d in side}
-        own = self.layout.get(dim, ())
         used = self.taken.union(own, *(self.layout.get(other, ()) for other in beside))
         new = dict.fromkeys(axis for axis in axes if axis not in used)
         self.layout[dim] = (*own, *new)
@@ -249,6 +251,11 @@ class _Claim:
     def is_open(self, dim: str) -> bool:
         """Whether *dim* may still take axes."""
         return dim not in self.settled and dim not in self.whole
+
+
+def _those_of(dim: str, tensors: Iterable[Tensor]) -> Axes:
+    """The axes that split *dim* of any of *tensors*."""
+    return tuple(axis for tensor in tensors for axis in tensor.layout.get(dim, ()))
 
 
 def _dims(tensors: Iterable[Tensor]) -> tuple[str, ...]:

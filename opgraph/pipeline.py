@@ -169,27 +169,31 @@ def _tasks(pipeline: Pipeline, microbatches: int) -> Iterator[Task]:
                 yield Task(f"send {piece} {m}", f"link {stage}", (made,), (handed,))
 
 
-def step_time(
-    pieces: Sequence[Piece],
-    pipeline: Pipeline,
-    microbatches: Number,
-    sizes: Sizes,
-    machine: Machine,
-    model: CostModel,
-) -> Number:
-    """Seconds of a prefill, or of a round of decode steps, one of each microbatch.
+Times = tuple[Sequence[Number], Sequence[Number]]
+"""Seconds of each piece, and of handing on what it makes."""
 
-    Where *microbatches* is an array, *pipeline* is run for each number of them.
-    """
+
+def piece_times(
+    pieces: Sequence[Piece], pipeline: Pipeline, sizes: Sizes, machine: Machine, model: CostModel
+) -> Times:
+    """What the *pieces* of a *pipeline* take by themselves."""
     times = {
         piece: timeline.step_time(piece.graph, sizes, machine, model)
         for piece in dict.fromkeys(pieces)
     }
-    if np.array_equal(microbatches, 1) and len(pieces) == 1:
-        return times[pieces[0]]
     sends = _sends(pieces, pipeline, sizes, machine, model)
     handing = [sum(cost.time for _, cost in row) for row in sends]
-    compute = [times[piece] for piece in pieces]
+    return [times[piece] for piece in pieces], handing
+
+
+def step_time(pipeline: Pipeline, microbatches: Number, times: Times) -> Number:
+    """Seconds of a prefill, or of a round of decode steps, one of each microbatch.
+
+    Where *microbatches* is an array, *pipeline* is run for each number of them.
+    """
+    compute, handing = times
+    if pipeline.pieces == 1 and np.array_equal(microbatches, 1):
+        return compute[0]
     if not np.ndim(microbatches):
         return pipeline.run(compute, handing).time
     shape = np.broadcast_shapes(*(np.shape(part) for part in (microbatches, *compute, *handing)))
@@ -261,9 +265,12 @@ def _sends(
     """What each piece hands on, and what that costs between its stage and the next one."""
     stages = pipeline.stages
     return [
-        [
-            (send, price(replace(send, hop=j % stages), sizes, machine, model))
-            for send in piece.sends
-        ]
+        [(send, price(send, sizes, machine, model)) for send in _at_hop(piece, j % stages)]
         for j, piece in enumerate(pieces)
     ]
+
+
+@lru_cache(maxsize=4096)
+def _at_hop(piece: Piece, hop: int) -> tuple[Send, ...]:
+    """What *piece* hands on, from the stage *hop* to the next one."""
+    return tuple(replace(send, hop=hop) for send in piece.sends)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hardware import Group, Number, SpecError
-from hardware.arithmetic import larger, product, smaller
+from hardware.arithmetic import ever, larger, product, smaller
 from hardware.errors import nearest, shown
 from opgraph.counts import as_count
 from opgraph.sizes import Axes, Expression, Sizes, Split
@@ -189,12 +189,12 @@ class Plan:
             stride = stride * degree
         return found
 
-    @property
+    @cached_property
     def active(self) -> Axes:
         """The mesh axes that split anything."""
         return tuple(axis for axis, (size, _) in self.mesh.items() if np.any(np.not_equal(size, 1)))
 
-    @property
+    @cached_property
     def sharding(self) -> Axes:
         """The mesh axes that decide which collectives there are: all that are active but copies of
         the model, which nothing joins.
@@ -302,14 +302,14 @@ class Plan:
 
     def _check_experts(self) -> None:
         chips = self.stage_chips
-        if np.any(np.mod(chips, self.ep)):
+        if ever(chips % self.ep):
             raise SpecError(
                 f"ep={_most(self.ep)} does not divide the {_most(chips)} chips of a stage, "
                 f"tp × cp × attention_dp"
             )
         # each axis of one arrangement holds a whole number of chips of the other
         for axis, (size, stride) in self.mesh.items():
-            if np.any(np.mod(size, 1)) or np.any(np.mod(stride, 1)):
+            if ever(size % 1) or ever(stride % 1):
                 raise SpecError(
                     f"ep={_most(self.ep)} cuts the {axis.partition('.')[0]}="
                     f"{_most(self.degrees[axis.partition('.')[0]])} chips unevenly"

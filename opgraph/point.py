@@ -1,8 +1,8 @@
 """Design points: everything the time of a step depends on; one point, or an array of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import cached_property, partial, reduce
+from functools import cached_property, lru_cache, partial, reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -15,10 +15,11 @@ from opgraph.graph import Graph
 from opgraph.memory import Footprint, Reserve, peak_activations, weight_class
 from opgraph.model import Model
 from opgraph.offload import Fetch, Offload, buffer, fetched, offloaded
-from opgraph.pipeline import Pipeline, predict, step_time
+from opgraph.pipeline import Pipeline, Times, piece_times, predict, step_time
 from opgraph.plan import Plan
 from opgraph.sizes import Sizes
 from opgraph.stages import Piece, even, joined, laid_out, num_layers
+from opgraph.tensor import Tensor, alike
 from opgraph.timeline import Timeline
 from opgraph.workload import Workload
 
@@ -102,10 +103,25 @@ class Point:
         return self.plan.bind({**self.model.numbers, **step}, derived, phase == "decode")
 
     def step_time(self, phase: Phase, context: Number) -> Number:
-        """Seconds of one step."""
+        """Seconds of one step, of points with equally many stages."""
         count = self.plan.num_microbatches(self.workload.batch)
-        parts = (self.pieces(phase), self.pipeline(phase), count)
-        return step_time(*parts, self.sizes(phase, context), self.machine, self.cost)
+        return step_time(self.pipeline(phase), count, self._piece_times(phase, context))
+
+    def _piece_times(self, phase: Phase, context: Number) -> Times:
+        """What the pieces take by themselves; *context* may have axes before those of `shape`."""
+        parts = self.by_axes
+        if len(parts) == 1:
+            step = (self.pieces(phase), self.pipeline(phase), self.sizes(phase, context))
+            return piece_times(*step, self.machine, self.cost)
+        lead = np.shape(context)[: max(0, np.ndim(context) - len(self.shape))]
+        contexts = np.broadcast_to(context, lead + self.shape)
+        times = np.empty((2, self.plan.num_pieces, *contexts.shape))
+        for place, part in parts:
+            found = part._piece_times(phase, contexts[..., place])
+            for row, seconds in zip(times, found, strict=True):
+                for piece, value in zip(row, seconds, strict=True):
+                    piece[..., place] = value
+        return tuple(times[0]), tuple(times[1])
 
     def timeline(self, phase: Phase, context: Number) -> Timeline:
         """The timeline of one step.
@@ -145,29 +161,20 @@ class Point:
         blocks = -(-full["context"] // block)
         full = replace(full, numbers={**full.numbers, "context": blocks * block})
         prompt = self.sizes("prefill", self.workload.prompt)
-        graphs = [piece.graph for piece in (*prefill, *decode)]
         by_class: dict[str, Number] = {}
         away: Number = 0.0
-        # what several pieces read is on their stage once: a tied embedding, a shared block
-        shared = self.model.decode.shared
-        weights = {
-            (-1 if tensor.name in shared else j, tensor.name): (tensor, count, piece.graph)
-            for pieces in (prefill, decode)
-            for j, piece in enumerate(pieces)
-            for tensor, count in piece.graph.tensors("weight")
-        }
-        movable = {tensor.name for graph in graphs for tensor in fetched(graph)}
-        for tensor, count, graph in weights.values():
-            share = self.offload.weights if tensor.name in movable else 0
-            nbytes, name = tensor.nbytes(full) * count, weight_class(tensor, graph)
+        for (name, movable), held in _weights(prefill, decode, self.model.decode.shared).items():
+            share = self.offload.weights if movable else 0
+            nbytes = sum(tensor.nbytes(full) * count for tensor, count in held)
             by_class[name] = by_class.get(name, 0.0) + nbytes * (1 - share)
             away = away + nbytes * share
-        caches = sum(piece.graph.nbytes("cache", full) for piece in decode)
+        caches = sum(tensor.nbytes(full) * count for tensor, count in _caches(decode))
         capacity = self.platform.chip.memory_capacity
         step = self.sizes("decode", self.workload.context)
-        passing = [
-            buffer(p.graph, s) for part, s in ((prefill, prompt), (decode, step)) for p in part
-        ]
+        steps = ((prefill, prompt), (decode, step)) if self.offload.is_used else ()
+        buffers: Number = 0.0
+        for pieces, sizes in steps:
+            buffers = reduce(larger, (buffer(piece.graph, sizes) for piece in pieces), buffers)
         tier = self._tier
         return Footprint(
             by_class=by_class,
@@ -175,28 +182,41 @@ class Point:
             activations=reduce(larger, (peak_activations(p.graph, prompt) for p in prefill)),
             reserved=self.reserve.share * capacity,
             capacity=capacity,
-            buffers=reduce(larger, passing),
+            buffers=buffers,
             offloaded=away + caches * self.offload.kv_cache,
             tier_capacity=np.inf if tier is None else tier.capacity_per_chip,
         )
 
-    def by_stages(self) -> Iterator[tuple[Any, "Point"]]:
-        """The point in parts with one sharded graph each, and its place: with equally many stages
-        and the same axes in use. An axis of a single chip would cost nothing by itself, but the
-        layouts that are chosen for its sake do.
+    @cached_property
+    def by_stages(self) -> "Parts":
+        """The point in parts with equally many stages each."""
+        return tuple(self._apart([self.plan.pp]))
+
+    @cached_property
+    def by_axes(self) -> "Parts":
+        """The point in parts with the same axes in use. An axis of a single chip would cost nothing
+        by itself, but the layouts that are chosen for its sake do.
         """
-        plan = self.plan
-        sizes = (plan.mesh[axis][0] for axis in plan.sharding)
-        deciding = [plan.pp, *(np.not_equal(size, 1) for size in sizes)]
-        arrays = [value for value in deciding if isinstance(value, np.ndarray)]
+        sizes = (self.plan.mesh[axis][0] for axis in self.plan.sharding)
+        return tuple(self._apart([np.not_equal(size, 1) for size in sizes]))
+
+    def _apart(self, deciding: Sequence[Any]) -> Iterator[tuple[Any, "Point"]]:
+        """The points at which each of *deciding* is the same, and their places."""
+        arrays = [value for value in deciding if np.min(value) < np.max(value)]
         if not arrays:
-            yield (), self
+            yield ..., self._with_one_pp()
             return
         spread = np.stack([np.broadcast_to(array, self.shape) for array in arrays], axis=-1)
-        for alike in np.unique(spread.reshape(-1, len(arrays)), axis=0):
-            place = np.all(spread == alike, axis=-1)
-            part = self.take(place)
-            yield place, replace(part, plan=replace(part.plan, pp=int(np.max(part.plan.pp))))
+        for values in np.unique(spread.reshape(-1, len(arrays)), axis=0):
+            place = np.all(spread == values, axis=-1)
+            yield place, self.take(place)._with_one_pp()
+
+    def _with_one_pp(self) -> "Point":
+        """The same with as many stages as a number, if it is one for all."""
+        pp = self.plan.pp
+        if not np.ndim(pp) or np.min(pp) < np.max(pp):
+            return self
+        return replace(self, plan=replace(self.plan, pp=int(np.max(pp))))
 
     def check(self) -> "Point":
         """The point itself, if its parts go together.
@@ -212,8 +232,9 @@ class Point:
         self.model.check_images(self.workload.images, self.workload.prompt)
         self.model.check_batch(self.workload.batch)
         self.model.check_skew(self.workload.skew)
-        for _, part in self.by_stages():
-            part.pieces("decode")
+        for _, stages in self.by_stages:
+            for _, part in stages.by_axes:
+                part.pieces("decode")
         return self
 
     @cached_property
@@ -275,6 +296,38 @@ class Point:
         )
 
 
+Parts = tuple[tuple[Any, Point], ...]
+"""Parts of a point, each after its place in the arrays."""
+
+
+@lru_cache(maxsize=1024)
+def _weights(
+    prefill: tuple[Piece, ...], decode: tuple[Piece, ...], shared: frozenset[str]
+) -> dict[tuple[str, bool], tuple[tuple[Tensor, int], ...]]:
+    """The weights of a stage's pieces, by what they belong to and whether they may be offloaded.
+
+    What several pieces read is on their stage once: a tied embedding, a *shared* block.
+    """
+    movable = {tensor.name for piece in (*prefill, *decode) for tensor in fetched(piece.graph)}
+    weights = {
+        (-1 if tensor.name in shared else j, tensor.name): (tensor, count, piece.graph)
+        for pieces in (prefill, decode)
+        for j, piece in enumerate(pieces)
+        for tensor, count in piece.graph.tensors("weight")
+    }
+    found: dict[tuple[str, bool], list[tuple[Tensor, int]]] = {}
+    for tensor, count, graph in weights.values():
+        key = weight_class(tensor, graph), tensor.name in movable
+        found.setdefault(key, []).append((tensor, count))
+    return {key: alike(held) for key, held in found.items()}
+
+
+@lru_cache(maxsize=1024)
+def _caches(decode: tuple[Piece, ...]) -> tuple[tuple[Tensor, int], ...]:
+    """The caches of a stage's pieces."""
+    return alike([pair for piece in decode for pair in piece.graph.tensors("cache")])
+
+
 def _plain(number: Any) -> int | float:
     value = float(number)
     return int(value) if value.is_integer() else value
@@ -304,11 +357,8 @@ def _map(value: Any, function: Callable[[Array], Any]) -> Any:
     """*value* with each array in it replaced by what *function* makes of it."""
     if isinstance(value, np.ndarray):
         return function(value)
-    changed = {
-        key: _map(child, function)
-        for key, child in _children(value).items()
-        if isinstance(child, np.ndarray) or _arrays(child)
-    }
+    mapped = ((key, child, _map(child, function)) for key, child in _children(value).items())
+    changed = {key: new for key, child, new in mapped if new is not child}
     if not changed:
         return value
     if isinstance(value, tuple):

@@ -119,7 +119,7 @@ def _evaluate(point: Point, function: Callable[[Point], Number]) -> Number:
         return float(function(point))
     values = np.empty(point.shape)
     for place, tile in point.tiles():
-        for inside, part in tile.by_stages():
+        for inside, part in tile.by_stages:
             values[place][inside] = function(part)
     return values
 

@@ -8,10 +8,10 @@ by the word. A dimension may be *derived*: an expression over others, such as
 
 import ast
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from hardware import Number, SpecError
 from hardware.arithmetic import larger, product, smaller
@@ -110,6 +110,11 @@ class Sizes:
 
     @cached_property
     def _known(self) -> dict[tuple[str, Axes], Number]:
+        return {}
+
+    @cached_property
+    def priced(self) -> dict[Hashable, Any]:
+        """What cost models have found at these sizes, and want to find only once."""
         return {}
 
     @cached_property

@@ -1,16 +1,16 @@
 """Stages: a graph cut between layers into pieces, which hand on what the next ones read."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from hardware import SpecError
 from opgraph.graph import Block, Graph, renamed
 from opgraph.operator import Operator, Send
-from opgraph.overlap import overlapped
+from opgraph.overlap import early, overlapped
 from opgraph.passes import lay_out
 from opgraph.plan import Plan
-from opgraph.sizes import Axes
+from opgraph.sizes import Axes, Expression
 from opgraph.tensor import Tensor
 
 # how a tensor is called where it leaves a piece and where it enters the next one
@@ -194,17 +194,55 @@ def laid_out(
 
     *overlap*: how transfers are overlapped, and the parts of a product (`overlap.overlapped`).
     """
-    splits = Plan(sp=sp).splits(decodes)
     tokens = "batch" if decodes else "seq"
-    known: dict[tuple[tuple[Block, ...], tuple[Tensor, ...]], Piece] = {}
+    known: dict[Hashable, Piece] = {}
     placed: list[Piece] = []
     for piece in cut(graph, layers, decodes=decodes):
-        here = _received(piece, placed[-1]) if placed else piece
-        key = (here.blocks, here.inputs)
+        inputs = _received(piece.inputs, placed[-1].sends) if placed else piece.inputs
+        key = (_once(piece), inputs, tuple(block.count for block in piece.blocks))
         if key not in known:
-            known[key] = _apart(overlapped(lay_out(here, active, splits), *overlap, tokens))
+            whole = _with_counts(_placed(_once(piece), inputs, active, sp, decodes), piece)
+            known[key] = _apart(overlapped(whole, *overlap, tokens))
         placed.append(known[key])
     return tuple(placed)
+
+
+@lru_cache(maxsize=4096)
+def _placed(
+    graph: Graph, inputs: tuple[Tensor, ...], active: Axes, sp: bool, decodes: bool
+) -> Graph:
+    """*graph* laid out, its *inputs* as they come, its transfers issued early."""
+    splits = Plan(sp=sp).splits(decodes)
+    return early(lay_out(replace(graph, inputs=inputs), active, splits))
+
+
+@lru_cache(maxsize=4096)
+def _once(graph: Graph) -> Graph:
+    """*graph* with each block once, which is all that decides its layout: one object for all
+    graphs that differ only in how often blocks repeat.
+    """
+    blocks = tuple(replace(block, count=1) for block in graph.blocks)
+    return _one_of(graph.name, blocks, graph.inputs, tuple(graph.derived.items()))
+
+
+@lru_cache(maxsize=4096)
+def _one_of(
+    name: str,
+    blocks: tuple[Block, ...],
+    inputs: tuple[Tensor, ...],
+    derived: tuple[tuple[str, Expression], ...],
+) -> Graph:
+    return Graph(name, blocks, inputs, dict(derived))
+
+
+def _with_counts(placed: Graph, source: Graph) -> Graph:
+    """*placed* with as many repetitions as *source*; what it has before them is done once."""
+    more = len(placed.blocks) - len(source.blocks)
+    counted = (
+        replace(block, count=whole.count)
+        for block, whole in zip(placed.blocks[more:], source.blocks, strict=True)
+    )
+    return replace(placed, blocks=(*placed.blocks[:more], *counted))
 
 
 def joined(pieces: Sequence[Piece]) -> Graph:
@@ -237,8 +275,7 @@ def _apart(graph: Graph) -> Piece:
     return Piece(replace(graph, blocks=tuple(block for block in rest if block.operators)), sends)
 
 
-def _received(graph: Graph, before: Piece) -> Graph:
-    """A piece whose inputs lie as the laid-out piece *before* it has sent them."""
-    sent = {_RECEIVED + op.name.removeprefix(_SENT): op.outputs[0] for op in before.sends}
-    inputs = tuple(replace(sent.get(t.name, t), name=t.name) for t in graph.inputs)
-    return replace(graph, inputs=inputs)
+def _received(inputs: Sequence[Tensor], sends: Sequence[Send]) -> tuple[Tensor, ...]:
+    """The *inputs* of a piece as the *sends* of the laid-out piece before it have left them."""
+    sent = {_RECEIVED + op.name.removeprefix(_SENT): op.outputs[0] for op in sends}
+    return tuple(replace(sent.get(t.name, t), name=t.name) for t in inputs)

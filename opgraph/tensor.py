@@ -1,10 +1,10 @@
 """Tensors are a name, named dimensions and a number format. They hold no numbers."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from hardware import Number, SpecError
 from hardware.arithmetic import product
@@ -138,11 +138,19 @@ class Tensor:
     def laid_out(self, layout: Mapping[str, Axes], partial: Axes = ()) -> "Tensor":
         """The same tensor, split as *layout* says."""
         split = tuple(layout.get(dim, ()) for dim in self.dims)
-        return replace(self, split=split if any(split) else (), partial=partial)
+        split = split if any(split) else ()
+        return Tensor(self.name, self.dims, self.format, self.role, split, partial)
+
+    def called(self, name: str) -> "Tensor":
+        """The same tensor by another *name*."""
+        if name == self.name:
+            return self
+        return Tensor(name, self.dims, self.format, self.role, self.split, self.partial)
 
     def numel(self, sizes: Sizes) -> Number:
         """Elements on one chip."""
-        return product(sizes.local(dim, axes) for dim, axes in self.layout.items())
+        split = self.split or ((),) * len(self.dims)
+        return product(map(sizes.local, self.dims, split))
 
     def nbytes(self, sizes: Sizes) -> Number:
         """Bytes on one chip."""
@@ -152,3 +160,13 @@ class Tensor:
         dims = " ".join("/".join((dim, *axes)) for dim, axes in self.layout.items())
         pending = f" partial over {'·'.join(self.partial)}" if self.partial else ""
         return f"{self.name}:{self.format}[{dims}]{pending}"
+
+
+def alike(counted: Iterable[tuple[Tensor, int]]) -> tuple[tuple[Tensor, int], ...]:
+    """Tensors and how many of each there are, those of one shape and format together."""
+    found: dict[Any, tuple[Tensor, int]] = {}
+    for tensor, count in counted:
+        kind = (tensor.dims, tensor.split, tensor.format)
+        first, before = found.get(kind, (tensor, 0))
+        found[kind] = first, before + count
+    return tuple(found.values())

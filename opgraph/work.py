@@ -1,8 +1,10 @@
 """What an operator is: a vertex of the graph, and the work that it asks of a chip."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property, lru_cache
+from itertools import count
 from typing import ClassVar, Literal, NamedTuple
 
 from hardware import Number
@@ -152,6 +154,17 @@ class Operator(ABC):
             sum(tensor.nbytes(sizes) for tensor in self.outputs),
         )
 
+    @cached_property
+    def likeness(self) -> int:
+        """A number that operators have in common which differ in nothing but names: at the same
+        sizes they ask for the same work.
+        """
+        named = ("name", "inputs", "layout", "awaits")
+        own = (getattr(self, f.name) for f in fields(self) if f.name not in named)
+        inputs = ((t.dims, t.format, t.role, t.split, t.partial) for t in self.inputs)
+        layout = tuple(self.layout.items())
+        return _number_of((type(self), *inputs, layout, *own))
+
     @property
     def dtype(self) -> str:
         """The chip's rate that the arithmetic uses: that of the first input."""
@@ -193,3 +206,12 @@ def unlike(tensors: Iterable[Tensor], known: Iterable[str], basis: Basis) -> str
             if not basis(dim) <= made_up:
                 return f"{dim!r} of {tensor} is not among [{' '.join(known)}]"
     return ""
+
+
+_NUMBERS = count()
+
+
+@lru_cache(maxsize=1 << 16)
+def _number_of(likeness: Hashable) -> int:
+    """A number of its own for each *likeness* of operators."""
+    return next(_NUMBERS)
