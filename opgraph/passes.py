@@ -8,13 +8,14 @@ dimension to another is an all-to-all. Taking one's own part of a whole tensor i
 over a split dimension sums its statistics over chips.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from opgraph.graph import Block, Graph
 from opgraph.operator import Collective, CollectiveKind, Operator, Send
 from opgraph.plan import Plan
-from opgraph.sizes import Axes, Sizes, Split
+from opgraph.sizes import Axes, Expression, Sizes, Split
 from opgraph.tensor import Tensor
 
 Layout = dict[str, Axes]
@@ -47,6 +48,8 @@ class _Sharding:
         self.source = source
         self.active = frozenset(active)
         self.names = Sizes({}, source.derived, {}, splits)
+        rules = tuple(splits.items()), tuple(source.derived.items())
+        self.layouts = _known_layouts(self.active, *rules)
         self.tensors: dict[str, Tensor] = {tensor.name: tensor for tensor in source.inputs}
         self.operators: dict[str, Operator] = {}
         self.moved: dict[str, Collective] = {}
@@ -126,7 +129,17 @@ class _Sharding:
         return names if len(sums) == 1 else frozenset()
 
     def _layout(self, operator: Operator, waiting: frozenset[str]) -> Layout:
-        """Which axes split each dimension of *operator*.
+        """Which axes split each dimension of *operator*, as of all that are like it."""
+        coming = [self.tensors[tensor.name] for tensor in operator.activations]
+        key = (operator.likeness, *((tensor.split, tensor.partial) for tensor in coming))
+        if key not in self.layouts:
+            self.layouts[key] = self._deal(operator, waiting, coming)
+        return self.layouts[key]
+
+    def _deal(
+        self, operator: Operator, waiting: frozenset[str], coming: Sequence[Tensor]
+    ) -> Layout:
+        """Deal out the axes to the dimensions of *operator*.
 
         Weights and caches choose first; what comes split stays so; then each dimension takes what
         axes it may, and last what others leave idle. What is contracted takes what is left, so
@@ -137,7 +150,6 @@ class _Sharding:
         for dim in _dims(kept):
             claim(dim, self._usable(self.names.axes(dim)))
         claim.settle(operator.follows)
-        coming = [self.tensors[tensor.name] for tensor in operator.activations]
         claim.reserve(axis for dim in operator.idle for axis in self._usable(self.names.axes(dim)))
         free = [dim for dim in _dims([*coming, *operator.outputs]) if claim.is_open(dim)]
         last = [dim for dim in free if dim in operator.contracted]
@@ -212,6 +224,16 @@ class _Sharding:
                 dealt=(rows[0], self.experts[rows[0]]) if rows else None,
             )
         return self.moved[name].outputs[0]
+
+
+@lru_cache(maxsize=256)
+def _known_layouts(
+    active: frozenset[str],
+    splits: tuple[tuple[str, Split], ...],
+    derived: tuple[tuple[str, Expression], ...],
+) -> dict[Hashable, Layout]:
+    """The layouts found so far under these rules: layers of a model are mostly alike."""
+    return {}
 
 
 class _Claim:

@@ -270,8 +270,10 @@ def joined(pieces: Sequence[Piece]) -> Graph:
 def _apart(graph: Graph) -> Piece:
     """The laid-out piece, what it sends apart from the rest."""
     sends = tuple(op for op, _ in graph.operators if isinstance(op, Send))
-    rest = (replace(block, operators=tuple(op for op in block.operators if op not in sends))
-            for block in graph.blocks)  # fmt: skip
+    rest = (
+        replace(block, operators=tuple(op for op in block.operators if not isinstance(op, Send)))
+        for block in graph.blocks
+    )
     return Piece(replace(graph, blocks=tuple(block for block in rest if block.operators)), sends)
 
 
