@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from hardware import Number
-from hardware.arithmetic import ever, larger, smaller, where
+from hardware.arithmetic import always, ever, larger, smaller, where
 from opgraph.cost import CACHE, COMPUTE, MEMORY, Cost
 from opgraph.schedule import Loop, Program, Schedule, schedule
 
@@ -107,34 +107,40 @@ def _beside(
     own = list(_tasks(steps, ran, at, stream))
     if not own:
         return
-    other = list(_during(steps, ran, at, _TRANSFER if stream == _COMPUTE else _COMPUTE, own))
+    other = _during(steps, ran, at, _TRANSFER if stream == _COMPUTE else _COMPUTE, own)
+    # both streams run their tasks in order: what has ended before one begins has for all after it
+    first = 0
     for name, start, end in own:
-        for beside, begin, stop in other:
+        while first < len(other) and always(other[first][2] <= start):
+            first += 1
+        for beside, begin, stop in other[first:]:
+            if always(begin >= end):
+                break
             seconds = common(start, end, begin, stop)
-            if np.any(seconds):
+            if ever(seconds):
                 yield name, beside, seconds
 
 
 def _during(
     steps: Program, ran: Schedule, at: Place, stream: str, own: Sequence[Timed]
-) -> Iterator[Timed]:
-    """The tasks on *stream* that may run during *own*, those of the repetition *at*.
+) -> list[Timed]:
+    """The tasks on *stream* that may run during *own*, those of the repetition *at*, in order.
 
-    Each stream runs its tasks in order, so that on either side the first repetition that is apart
-    from *own* ends the search.
+    On either side the first repetition that is apart from *own* ends the search.
     """
     (_, begin, _), (_, _, end) = own[0], own[-1]
-    yield from _tasks(steps, ran, at, stream)
+    tasks = list(_tasks(steps, ran, at, stream))
     for place in _places(steps, at, -1):
         found = list(_tasks(steps, ran, place, stream))
-        yield from found
-        if found and np.all(found[-1][2] <= begin):
+        if found and always(found[-1][2] <= begin):
             break
+        tasks = found + tasks
     for place in _places(steps, at, 1):
         found = list(_tasks(steps, ran, place, stream))
-        yield from found
-        if found and np.all(found[0][1] >= end):
+        if found and always(found[0][1] >= end):
             break
+        tasks += found
+    return tasks
 
 
 def _places(steps: Program, at: Place, towards: int) -> Iterator[Place]:
