@@ -1,6 +1,7 @@
 """Prices: what a chip costs by the hour, at list price or from what it takes to own one."""
 
 import functools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -178,4 +179,6 @@ def read_price(text: str, chip: Chip) -> Price:
         raise SpecError(
             f"price {shown(text)} is neither a number of $ per chip-hour nor {' or '.join(WAYS)}"
         ) from None
+    if not 0 < rate < math.inf:
+        raise SpecError(f"price {shown(text)}: $ per chip-hour must be finite and above 0")
     return Price(chip=chip.name, rate=rate, provider="as given", source="as given")

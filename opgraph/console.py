@@ -100,7 +100,8 @@ def print_search(search: "Search", title: str, top: int) -> None:
         print_table(name, rows)
     reasons = Counter(reason for _, reason in search.infeasible)
     for reason, count in reasons.most_common(3):
-        console.print(f"{count} plans cannot be: {reason}", highlight=False, soft_wrap=True)
+        plans = "1 plan" if count == 1 else f"{count} plans"
+        console.print(f"{plans} cannot be: {reason}", highlight=False, soft_wrap=True)
     console.print(f"best: {search.name_of(search.table.iloc[0])}: {best.verdict}", highlight=False)
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from hardware import Number, Platform, Span, SpecError, Tier, collective
 from hardware.arithmetic import ever, larger, product, smaller, where
 from hardware.errors import nearest, shown
+from opgraph.counts import is_within
 from opgraph.offload import Fetch
 from opgraph.operator import Collective, Operator, Send, Work
 from opgraph.plan import Plan
@@ -83,7 +84,7 @@ class Host:
     def __post_init__(self) -> None:
         for name in ("per_step", "per_operator"):
             value = getattr(self, name)
-            if not np.all(np.isfinite(value)) or np.any(np.less(value, 0)):
+            if not is_within(value, 0, np.finfo(float).max):
                 raise SpecError(f"host: {name} is {shown(value)}, but must be seconds ≥ 0")
 
 

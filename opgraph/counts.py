@@ -1,4 +1,4 @@
-"""Counts: whole numbers that users give, one or an array of them."""
+"""Counts and other numbers that users give, one or an array of them."""
 
 from typing import Any
 
@@ -35,3 +35,12 @@ def as_count(name: str, value: Any, least: int = 1, of: str = "") -> Number:
     raise SpecError(
         f"{name}={shown(wrong)}: must be a whole number{of} from {least} to {LARGEST}{hint}"
     )
+
+
+def is_within(value: Any, low: float, high: float) -> bool:
+    """Whether *value* is a number from *low* to *high*, or an array of such."""
+    array = np.asarray(value)
+    is_numeric = array.dtype.kind in "iuf" and isinstance(
+        value, int | float | np.number | np.ndarray
+    )
+    return is_numeric and bool(np.all((array >= low) & (array <= high)))

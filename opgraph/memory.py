@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hardware import Number, SpecError
 from hardware.arithmetic import larger, where
 from hardware.errors import shown
-from opgraph.counts import as_count
+from opgraph.counts import as_count, is_within
 from opgraph.graph import Block, Graph, repetitions
 from opgraph.operator import Collective, Operator
 from opgraph.sizes import Axes, Sizes
@@ -50,7 +50,7 @@ class Reserve:
     block: int = BLOCK
 
     def __post_init__(self) -> None:
-        if not np.all(np.greater_equal(self.share, 0) & np.less(self.share, 1)):
+        if not is_within(self.share, 0, np.nextafter(1, 0)):
             raise SpecError(f"reserve: share is {shown(self.share)}, but must be from 0 to below 1")
         as_count("block", self.block)
 

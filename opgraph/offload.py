@@ -15,6 +15,7 @@ import numpy as np
 from hardware import Number, Platform, SpecError, Tier, load_tier
 from hardware.arithmetic import larger
 from hardware.errors import shown
+from opgraph.counts import is_within
 from opgraph.graph import Block, Graph
 from opgraph.operator import Lookup
 from opgraph.sizes import Sizes
@@ -53,8 +54,10 @@ class Offload:
     def __post_init__(self) -> None:
         for name in ("weights", "kv_cache"):
             share = getattr(self, name)
-            if not np.all(np.greater_equal(share, 0) & np.less_equal(share, 1)):
+            if not is_within(share, 0, 1):
                 raise SpecError(f"offload: {name} is {shown(share)}, but must be from 0 to 1")
+        if not isinstance(self.tier, str):
+            raise SpecError(f"offload: tier is {shown(self.tier)}, but must be a name")
 
     @property
     def is_used(self) -> bool:

@@ -130,6 +130,8 @@ class Plan:
         object.__setattr__(self, "redundant_experts", more)
         object.__setattr__(self, "interleave", _scalar("interleave", self.interleave))
         object.__setattr__(self, "chunks", _scalar("chunks", self.chunks))
+        if not isinstance(self.sp, bool):
+            raise SpecError(f"sp={shown(self.sp)}: must be True or False")
         if self.overlap not in OVERLAPS:
             raise SpecError(
                 f"overlap={shown(self.overlap)}: no such way to overlap"
@@ -283,6 +285,8 @@ class Plan:
 
     def _check_order(self) -> None:
         known = (*ATTENTION, "pp", "dp")
+        if not isinstance(self.order, tuple | list):
+            raise SpecError(f"order={shown(self.order)}: must be axes, such as {known}")
         object.__setattr__(self, "order", tuple(self.order))
         for axis in self.order:
             if axis not in known:
@@ -291,6 +295,8 @@ class Plan:
             raise SpecError(f"order={self.order}: each of {', '.join(known)} once, no other")
 
     def _check_layers(self) -> None:
+        if not isinstance(self.layers, tuple | list):
+            raise SpecError(f"layers={shown(self.layers)}: must be numbers, such as (3, 5)")
         object.__setattr__(self, "layers", tuple(self.layers))
         if not self.layers:
             return

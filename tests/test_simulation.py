@@ -19,9 +19,10 @@ from strategies import graphs
 
 from frontends import load_model
 from hardware import Platform, SpecError, collective, load_platform
-from opgraph.cost import Calibrated, Efficiency
+from opgraph.cost import Calibrated, Efficiency, Host
 from opgraph.graph import Block, Graph
-from opgraph.memory import peak_activations
+from opgraph.memory import Reserve, peak_activations
+from opgraph.offload import Offload
 from opgraph.passes import shard
 from opgraph.plan import Plan
 from opgraph.report import Report
@@ -907,6 +908,31 @@ def test_arguments_in_another_ones_place_are_refused(arguments, words):
         simulate(*arguments())
     message = one_line(error)
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (lambda: Plan(layers=5), "layers=5: must be numbers"),
+        (lambda: Plan(layers="ab", pp=2), "layers='ab': must be numbers"),
+        (lambda: Plan(order=None), "order=None: must be axes"),
+        (lambda: Plan(sp=2), "sp=2: must be True or False"),
+        (lambda: Offload(weights="all"), "weights is 'all', but must be from 0 to 1"),
+        (lambda: Offload(kv_cache=True), "kv_cache is True"),
+        (lambda: Offload(tier=3), "tier is 3, but must be a name"),
+        (lambda: Host(per_step="slow"), "per_step is 'slow', but must be seconds"),
+        (lambda: Host(per_operator=[1e-6]), r"per_operator is \[1e-06\]"),
+        (lambda: Reserve(share="some"), "share is 'some', but must be from 0 to below 1"),
+    ],
+)
+def test_a_setting_of_another_kind_is_refused(setting, message):
+    with pytest.raises(SpecError, match=message):
+        setting()
+
+
+def test_settings_may_be_numpy_numbers():
+    assert Offload(weights=np.float32(0.5)).is_used
+    assert Host(per_step=np.int64(0)).per_step == 0
 
 
 def test_a_cost_model_that_does_not_exist_names_the_nearest():

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from opgraph.explore import Search
 from opgraph.plots.drawing import (
     COLOURS,
@@ -39,6 +41,8 @@ def pareto(search: Search, ax: "Axes | None" = None) -> "Axes":
         axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
     ax.tick_params(which="both", labelsize=SMALL)
     ax.figure.canvas.figure.draw_without_rendering()
+    first = front.iloc[0]
+    _make_room(ax, float(first[users]), f" {search.name_of(first)} ")
     free = -1.0
     for _, row in front.iloc[::-1].iterrows():
         place = (row[users], row[chips])
@@ -50,3 +54,10 @@ def pareto(search: Search, ax: "Axes | None" = None) -> "Axes":
     point = report.point
     set_title(ax, f"{point.model.name} on {point.platform.name}", f"{search.candidates} priced")
     return ax
+
+
+def _make_room(ax: "Axes", x: float, text: str) -> None:
+    """Widen the logarithmic axis, so that *text* has room to the right of *x*."""
+    low, high = np.log(ax.get_xlim())
+    share = text_size(ax, text)[0] / ax.bbox.width
+    ax.set_xlim(right=np.exp(max(high, low + (np.log(x) - low) / (1 - share))))
