@@ -12,7 +12,7 @@ from opgraph import cli
 from opgraph.kernels import KERNELS, GemmShape, kernel_chip, load_calibration, price
 from validation import extras
 from validation.calibrate import Case
-from validation.datasets import Rule, fastest, load
+from validation.datasets import Rule, fastest, load, reference, tuned
 from validation.files import CALIBRATION
 from validation.peers import interpolated, noise
 from validation.splits import Split, splits, subset
@@ -84,17 +84,34 @@ def test_the_backend_with_the_least_total_time_on_shared_shapes_is_the_reference
     assert set(fastest(DATASETS["gemm"], {"a": wide, "c": few})["backend"]) == {"a"}
 
 
-def test_a_group_that_another_backend_runs_faster_is_taken_from_it():
+def test_a_group_that_another_backend_runs_much_faster_is_left_out():
     dataset = replace(DATASETS["gemm"], group=("n",))
-    mine = pd.concat(
-        [backend("a", [1.0, 1.0], [1, 2]), backend("a", [9.0, 9.0], [1, 2]).assign(n=7)]
-    )
-    other = pd.concat(
-        [backend("b", [5.0, 5.0], [1, 2]), backend("b", [8.0, 8.0], [1, 2]).assign(n=7)]
-    )
-    found = fastest(dataset, {"a": mine, "b": other})
-    assert found.groupby("n")["backend"].unique().str[0].to_dict() == {256: "a", 7: "b"}
-    assert found["latency"].sum() == 18
+    mine = pd.concat([
+        backend("a", [1.0, 1.3, 1.2], [1, 2, 3]),  # 1.2 times one rival, 1.5 times the faster one
+        backend("a", [9.0, 1.0, 1.0], [1, 2, 3]).assign(n=8),  # in one row of three
+        backend("a", [9.0], [1]).assign(n=9),  # nobody else has it
+    ])  # fmt: skip
+    other = pd.concat([
+        backend("b", [1.0] * 3, [1, 2, 3]),
+        backend("c", [0.8] * 3, [1, 2, 3]),
+        backend("b", [1.0] * 3, [1, 2, 3]).assign(n=8),
+    ])  # fmt: skip
+    found = tuned(dataset, mine, {"b": other})
+    assert sorted(set(found["n"])) == [8, 9]
+    assert len(found) == 4
+    assert tuned(dataset, mine, {}) is mine
+
+
+def test_the_first_backend_is_the_reference_unless_it_is_mistuned_for_most_shapes():
+    dataset = replace(DATASETS["gemm"], first="a", group=("n",))
+    quick = pd.concat([backend("b", [1.0], [1]).assign(n=n) for n in range(4)])
+    for times, expected in (([1.2] * 4, "a"), ([1.2, 1.2, 9.0, 9.0], "a"), ([9.0] * 3 + [1], "b")):
+        own = [backend("a", [time], [1]).assign(n=n) for n, time in enumerate(times)]
+        found = reference(dataset, {"b": quick, "a": pd.concat(own)}, {})
+        assert set(found["backend"]) == {expected}
+    wider = {"b": quick.assign(latency=0.1)}
+    assert reference(dataset, {"a": quick}, wider).empty  # nobody else has it
+    assert set(reference(replace(dataset, first="c"), {"b": quick}, {})["backend"]) == {"b"}
 
 
 def test_noise_is_what_leaves_the_line_between_neighbours(tmp_path):

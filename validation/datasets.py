@@ -43,8 +43,9 @@ class Sample(NamedTuple):
 class Dataset:
     """One measured table: the backends to choose from, its cleaning, its rows as shapes.
 
-    Of the backends that time the same work, the reference is the one that took least time over
-    the shapes that they share: no prediction and no error takes part in the choice.
+    Of the backends that time the same work, the reference is the *first* where it has the format,
+    else the one that took least time over the shapes that they share. Shapes for which its kernel
+    is mistuned, by the others' times, are left out. No prediction and no error takes part.
     """
 
     op: str
@@ -61,12 +62,13 @@ class Dataset:
     latency: str = "latency"
     unit: float = MILLISECOND
     main_kernel_only: bool = True
-    group: tuple[str, ...] = ()  # columns within which another backend may be chosen
-    wider: str = ""  # a format that no group may be much slower than: its kernel is mistuned
+    first: str = ""  # the backend taken wherever it has the format
+    group: tuple[str, ...] = ()  # columns within which a kernel is tuned or not
+    wider: str = ""  # a format in which the same work may not take much less time either
 
 
 WIDE = 0.27  # a backend with fewer than this part of the rows is no candidate: every fourth shape
-MISTUNED = 1.4
+MISTUNED = 1.4  # times that another backend takes, or a wider format
 
 
 def load(dataset: Dataset, chip: Any, dtype: str, *, system: str = "",
@@ -78,17 +80,33 @@ def load(dataset: Dataset, chip: Any, dtype: str, *, system: str = "",
     """
     if source is not None:
         return _own(dataset, chip, dtype, source)
-    frame = _reference(dataset, system, dtype)
+    frames = _frames(dataset, system, dtype)
+    if not frames:
+        return None
+    wider = {}
+    if dataset.wider and dtype != dataset.wider:
+        wider = _frames(dataset, system, dataset.wider)
+    frame = reference(dataset, frames, wider)
     if frame.empty:
         return None
-    if dataset.wider and dtype != dataset.wider:
-        frame = _tuned(dataset, frame, _reference(dataset, system, dataset.wider))
     slots = ", ".join(frame["slot"].value_counts().index)
     return _sample(dataset, (frame, chip, dtype), f"{TABLES} {TABLES_VERSION} {slots}")
 
 
-def _reference(dataset: Dataset, system: str, dtype: str) -> pd.DataFrame:
-    """Return the rows of the fastest backend, cleaned; none where the format was not measured."""
+def reference(
+    dataset: Dataset, frames: Mapping[str, pd.DataFrame], wider: Mapping[str, pd.DataFrame]
+) -> pd.DataFrame:
+    """Return the tuned rows of the first backend; of the fastest one, where that has too few."""
+    chosen = frames[dataset.first] if dataset.first in frames else fastest(dataset, frames)
+    others = {backend: frame for backend, frame in frames.items() if frame is not chosen}
+    rows = tuned(dataset, tuned(dataset, chosen, others), wider) if dataset.group else chosen
+    if len(rows) < WIDE * len(chosen) and others:
+        return reference(dataset, others, wider)
+    return rows
+
+
+def _frames(dataset: Dataset, system: str, dtype: str) -> dict[str, pd.DataFrame]:
+    """Return the cleaned rows of each backend that measured the format."""
     frames = {}
     for backend in dataset.backends:
         path = _table(dataset.table, system, backend)
@@ -97,15 +115,13 @@ def _reference(dataset: Dataset, system: str, dtype: str) -> pd.DataFrame:
         frame, kernel = _clean(dataset, path, dtype, {"system": system, "backend": backend})
         slot = f"{path.parent.parent.name}/{path.parent.name} {kernel}".strip()
         frames[backend] = frame.assign(slot=slot)
-    frames = {backend: frame for backend, frame in frames.items() if len(frame)}
-    return fastest(dataset, frames) if frames else pd.DataFrame()
+    return {backend: frame for backend, frame in frames.items() if len(frame)}
 
 
 def fastest(dataset: Dataset, frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Return the rows of the backend that takes least time over the shapes that all measured.
 
-    A backend with few rows is no candidate. Where the dataset has groups, each of the chosen
-    backend's groups that another one runs faster is taken from that one.
+    A backend with few rows is no candidate.
     """
     most = max(len(frame) for frame in frames.values())
     wide = [frame for frame in frames.values() if len(frame) >= WIDE * most]
@@ -114,31 +130,22 @@ def fastest(dataset: Dataset, frames: Mapping[str, pd.DataFrame]) -> pd.DataFram
     times = rows.groupby(keys, dropna=False)["backend"].transform("size")
     shared = times == len(wide)
     total = rows[shared].groupby("backend")[dataset.latency].sum()
-    best = frames[str(total.idxmin())] if len(total) else wide[0]
-    for other in frames.values() if dataset.group else ():
-        best = _improved(dataset, best, other)
-    return best.reset_index(drop=True)
+    return frames[str(total.idxmin())] if len(total) else wide[0]
 
 
-def _improved(dataset: Dataset, rows: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Return rows with the groups that the other backend runs faster taken from it."""
-    keys, group, time = list(dataset.keys), list(dataset.group), dataset.latency
-    both = rows.merge(other[[*keys, time]], on=keys, suffixes=("", "_other"))
-    totals = both.groupby(group)[[time, f"{time}_other"]].sum()
-    enough = both.groupby(group).size() >= WIDE * rows.groupby(group).size()[totals.index]
-    faster = totals.index[enough & (totals[f"{time}_other"] < totals[time])]
-    mine, theirs = (frame.set_index(group).index.isin(faster) for frame in (rows, other))
-    return pd.concat([rows[~mine], other[theirs]], ignore_index=True)
-
-
-def _tuned(dataset: Dataset, rows: pd.DataFrame, wider: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of groups that are not MISTUNED times slower than in a wider format."""
+def tuned(dataset: Dataset, rows: pd.DataFrame, rivals: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return the rows of groups that are not MISTUNED: slower than the fastest of their *rivals*
+    by that factor in the median.
+    """
+    if not rivals:
+        return rows
     keys, time = list(dataset.keys), dataset.latency
-    both = rows[keys].merge(wider[[*keys, time]], on=keys, how="left")
+    best = pd.concat(list(rivals.values()))[[*keys, time]].groupby(keys, as_index=False).min()
+    both = rows[keys].merge(best, on=keys, how="left")
     slower = rows[time].to_numpy() / both[time]
-    median = slower.groupby([rows[name] for name in dataset.group]).transform("median")
-    tuned: pd.DataFrame = rows[~(median > MISTUNED).to_numpy()]
-    return tuned.reset_index(drop=True)
+    median = slower.groupby([rows[name].to_numpy() for name in dataset.group]).transform("median")
+    kept: pd.DataFrame = rows[~(median > MISTUNED).to_numpy()]
+    return kept.reset_index(drop=True)
 
 
 def _own(dataset: Dataset, chip: Any, dtype: str, source: Path) -> Sample | None:
