@@ -80,3 +80,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(f"opgraph.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,20 +17,22 @@ _TRIED, _MOST = 128, 1 << 16
 
 
 def footprint(point: Point) -> Footprint:
-    """The memory of every design point."""
+    """The memory of every design point; with arrays in the plan, of the shape of them all."""
     stages = [(place, _footprint(part)) for place, part in point.by_stages]
+    plan = point.plan
+    if len(stages) == 1 and not (np.ndim(plan.num_chips) or np.ndim(plan.ep)):
+        return stages[0][1]
     return _together(stages, point.shape)
 
 
 def _footprint(point: Point) -> Footprint:
     """The same of points with equally many stages."""
-    return _together([(place, part.footprint()) for place, part in point.by_axes], point.shape)
+    parts = [(place, part.footprint()) for place, part in point.by_axes]
+    return parts[0][1] if len(parts) == 1 else _together(parts, point.shape)
 
 
 def _together(parts: Sequence[tuple[Any, Footprint]], shape: tuple[int, ...]) -> Footprint:
     """One footprint of the points of a *shape* of which each part has its place."""
-    if len(parts) == 1:
-        return parts[0][1]
 
     def spread(values: Iterable[Number]) -> NDArray[np.float64]:
         whole = np.zeros(shape)

@@ -130,7 +130,7 @@ def once(cost: Priced) -> Priced:
     @wraps(cost)
     def found(model: Any, operator: Operator, sizes: Sizes, machine: Machine) -> Cost:
         # by identity, and kept alive: neither models nor machines need be hashable
-        key = (operator.likeness, id(model), id(machine))
+        key = (operator.likeness, cost, id(model), id(machine))
         if key not in sizes.priced:
             sizes.priced[key] = cost(model, operator, sizes, machine), model, machine
         answer: Cost = sizes.priced[key][0]

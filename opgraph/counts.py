@@ -1,5 +1,6 @@
 """Counts and other numbers that users give, one or an array of them."""
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,6 @@ def as_count(name: str, value: Any, least: int = 1, of: str = "") -> Number:
 
 def is_within(value: Any, low: float, high: float) -> bool:
     """Whether *value* is a number from *low* to *high*, or an array of such."""
-    array = np.asarray(value)
-    is_numeric = array.dtype.kind in "iuf" and isinstance(
-        value, int | float | np.number | np.ndarray
-    )
-    return is_numeric and bool(np.all((array >= low) & (array <= high)))
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "iuf" and bool(np.all((value >= low) & (value <= high)))
+    return isinstance(value, Real) and not isinstance(value, bool) and low <= float(value) <= high

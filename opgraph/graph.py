@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-
-import networkx as nx
+from typing import TYPE_CHECKING
 
 from hardware import Number
 from hardware.errors import nearest
@@ -18,6 +17,9 @@ from opgraph.operator import Operator
 from opgraph.sizes import Expression, Sizes
 from opgraph.tensor import Tensor
 from opgraph.work import Basis
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 class GraphError(ValueError):
@@ -62,6 +64,8 @@ class Graph:
 
         A block stands once; what it carries to its next repetition is no edge.
         """
+        import networkx as nx
+
         graph: nx.DiGraph[str] = nx.DiGraph(name=self.name)
         producer: dict[str, str] = {}
         for block in self.blocks:
@@ -176,6 +180,8 @@ def renamed(operator: Operator, rename: Mapping[str, str], prefix: str) -> Opera
 
     inputs = tuple(called(tensor) for tensor in operator.inputs)
     awaits = tuple(rename.get(name, name) for name in operator.awaits)
+    if not prefix and (inputs, awaits) == (operator.inputs, operator.awaits):
+        return operator
     return replace(operator, name=prefix + operator.name, inputs=inputs, awaits=awaits)
 
 

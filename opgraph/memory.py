@@ -159,7 +159,8 @@ def peak_activations(graph: Graph, sizes: Sizes) -> Number:
         for i, g in {(i, g) for moment in moments for i, g, _ in moment}
     }
     peaks = (sum(owned[i, g] * count for i, g, count in moment) for moment in moments)
-    return reduce(larger, peaks)
+    none: Number = 0
+    return reduce(larger, peaks, none)
 
 
 Moment = tuple[tuple[int, int, int], ...]

@@ -19,6 +19,8 @@ from opgraph.sizes import Axes, Expression, Sizes, Split
 from opgraph.tensor import Tensor
 
 Layout = dict[str, Axes]
+# layouts that are kept for the same rules; a model has some dozens
+_MOST_LAYOUTS = 1 << 12
 
 
 def shard(graph: Graph, plan: Plan, *, decodes: bool = True) -> Graph:
@@ -133,6 +135,8 @@ class _Sharding:
         coming = [self.tensors[tensor.name] for tensor in operator.activations]
         key = (operator.likeness, *((tensor.split, tensor.partial) for tensor in coming))
         if key not in self.layouts:
+            if len(self.layouts) >= _MOST_LAYOUTS:
+                self.layouts.clear()
             self.layouts[key] = self._deal(operator, waiting, coming)
         return self.layouts[key]
 

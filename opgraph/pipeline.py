@@ -270,7 +270,7 @@ def _sends(
     ]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _at_hop(piece: Piece, hop: int) -> tuple[Send, ...]:
     """What *piece* hands on, from the stage *hop* to the next one."""
     return tuple(replace(send, hop=hop) for send in piece.sends)

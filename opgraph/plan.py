@@ -6,7 +6,7 @@ tensor may be split by the first arrangement and the next by the second: ``tp`` 
 tensor parallelism among which the same experts are, ``tp.ep`` those among which experts differ.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -130,8 +130,9 @@ class Plan:
         object.__setattr__(self, "redundant_experts", more)
         object.__setattr__(self, "interleave", _scalar("interleave", self.interleave))
         object.__setattr__(self, "chunks", _scalar("chunks", self.chunks))
-        if not isinstance(self.sp, bool):
+        if not isinstance(self.sp, bool | np.bool_):
             raise SpecError(f"sp={shown(self.sp)}: must be True or False")
+        object.__setattr__(self, "sp", bool(self.sp))
         if self.overlap not in OVERLAPS:
             raise SpecError(
                 f"overlap={shown(self.overlap)}: no such way to overlap"
@@ -285,9 +286,7 @@ class Plan:
 
     def _check_order(self) -> None:
         known = (*ATTENTION, "pp", "dp")
-        if not isinstance(self.order, tuple | list):
-            raise SpecError(f"order={shown(self.order)}: must be axes, such as {known}")
-        object.__setattr__(self, "order", tuple(self.order))
+        object.__setattr__(self, "order", _several("order", self.order, f"axes, such as {known}"))
         for axis in self.order:
             if axis not in known:
                 raise SpecError(f"order: {shown(axis)} is no axis{nearest(str(axis), known)}")
@@ -295,9 +294,8 @@ class Plan:
             raise SpecError(f"order={self.order}: each of {', '.join(known)} once, no other")
 
     def _check_layers(self) -> None:
-        if not isinstance(self.layers, tuple | list):
-            raise SpecError(f"layers={shown(self.layers)}: must be numbers, such as (3, 5)")
-        object.__setattr__(self, "layers", tuple(self.layers))
+        layers = _several("layers", self.layers, "numbers, such as (3, 5)")
+        object.__setattr__(self, "layers", layers)
         if not self.layers:
             return
         for number in self.layers:
@@ -345,6 +343,13 @@ def _on_mesh(rule: Split) -> Split:
 def _whole(value: Any) -> Any:
     """A whole number as an `int`; what is not whole, and arrays, as they are."""
     return int(value) if not isinstance(value, np.ndarray) and value % 1 == 0 else value
+
+
+def _several(name: str, value: Any, what: str) -> tuple[Any, ...]:
+    """The things in *value*, which is no text."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise SpecError(f"{name}={shown(value)}: must be {what}")
+    return tuple(value)
 
 
 def _scalar(name: str, value: Number) -> int:

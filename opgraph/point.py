@@ -156,11 +156,7 @@ class Point:
 
     def _stage_footprint(self, prefill: tuple[Piece, ...], decode: tuple[Piece, ...]) -> Footprint:
         """Memory of a chip with these pieces; activations of the prefill of a microbatch."""
-        block = self.reserve.block
-        full = self.sizes("decode", self.workload.context, whole=True)
-        blocks = -(-full["context"] // block)
-        full = replace(full, numbers={**full.numbers, "context": blocks * block})
-        prompt = self.sizes("prefill", self.workload.prompt)
+        full, prompt = self._full_sizes, self._prompt_sizes
         by_class: dict[str, Number] = {}
         away: Number = 0.0
         for (name, movable), held in _weights(prefill, decode, self.model.decode.shared).items():
@@ -170,11 +166,11 @@ class Point:
             away = away + nbytes * share
         caches = sum(tensor.nbytes(full) * count for tensor, count in _caches(decode))
         capacity = self.platform.chip.memory_capacity
-        step = self.sizes("decode", self.workload.context)
-        steps = ((prefill, prompt), (decode, step)) if self.offload.is_used else ()
         buffers: Number = 0.0
-        for pieces, sizes in steps:
-            buffers = reduce(larger, (buffer(piece.graph, sizes) for piece in pieces), buffers)
+        if self.offload.is_used:
+            step = self.sizes("decode", self.workload.context)
+            for pieces, sizes in ((prefill, prompt), (decode, step)):
+                buffers = reduce(larger, (buffer(piece.graph, sizes) for piece in pieces), buffers)
         tier = self._tier
         return Footprint(
             by_class=by_class,
@@ -186,6 +182,18 @@ class Point:
             offloaded=away + caches * self.offload.kv_cache,
             tier_capacity=np.inf if tier is None else tier.capacity_per_chip,
         )
+
+    @cached_property
+    def _full_sizes(self) -> Sizes:
+        """Those at which every sequence is at its longest, in whole blocks of the cache."""
+        block = self.reserve.block
+        full = self.sizes("decode", self.workload.context, whole=True)
+        blocks = -(-full["context"] // block)
+        return replace(full, numbers={**full.numbers, "context": blocks * block})
+
+    @cached_property
+    def _prompt_sizes(self) -> Sizes:
+        return self.sizes("prefill", self.workload.prompt)
 
     @cached_property
     def by_stages(self) -> "Parts":

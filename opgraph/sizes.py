@@ -113,6 +113,10 @@ class Sizes:
         return {}
 
     @cached_property
+    def _volumes(self) -> dict[tuple[tuple[str, ...], tuple[Axes, ...]], Number]:
+        return {}
+
+    @cached_property
     def priced(self) -> dict[Hashable, Any]:
         """What cost models have found at these sizes, and want to find only once."""
         return {}
@@ -168,6 +172,14 @@ class Sizes:
         if key not in self._known:
             self._known[key] = self._local(dim, axes)
         return self._known[key]
+
+    def volume(self, dims: tuple[str, ...], split: tuple[Axes, ...] = ()) -> Number:
+        """The product of the sizes of *dims* on one chip, each split by its axes in *split*."""
+        key = (dims, split)
+        if key not in self._volumes:
+            pairs = zip(dims, split or ((),) * len(dims), strict=True)
+            self._volumes[key] = product(self.local(dim, axes) for dim, axes in pairs)
+        return self._volumes[key]
 
     def _local(self, dim: str, axes: Axes) -> Number:
         if dim in self.derived:

@@ -207,7 +207,7 @@ def laid_out(
     return tuple(placed)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _placed(
     graph: Graph, inputs: tuple[Tensor, ...], active: Axes, sp: bool, decodes: bool
 ) -> Graph:
@@ -216,22 +216,25 @@ def _placed(
     return early(lay_out(replace(graph, inputs=inputs), active, splits))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _once(graph: Graph) -> Graph:
     """*graph* with each block once, which is all that decides its layout: one object for all
     graphs that differ only in how often blocks repeat.
     """
     blocks = tuple(replace(block, count=1) for block in graph.blocks)
-    return _one_of(graph.name, blocks, graph.inputs, tuple(graph.derived.items()))
+    kinds = tuple(operator.likeness for operator, _ in graph.operators)
+    return _one_of(graph.name, blocks, kinds, graph.inputs, tuple(graph.derived.items()))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _one_of(
     name: str,
     blocks: tuple[Block, ...],
+    kinds: tuple[int, ...],
     inputs: tuple[Tensor, ...],
     derived: tuple[tuple[str, Expression], ...],
 ) -> Graph:
+    """The graph; *kinds* tell operators apart in what they are not compared by."""
     return Graph(name, blocks, inputs, dict(derived))
 
 

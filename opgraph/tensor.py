@@ -7,7 +7,6 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from hardware import Number, SpecError
-from hardware.arithmetic import product
 from hardware.errors import nearest
 from opgraph.sizes import Axes, Sizes
 
@@ -149,8 +148,7 @@ class Tensor:
 
     def numel(self, sizes: Sizes) -> Number:
         """Elements on one chip."""
-        split = self.split or ((),) * len(self.dims)
-        return product(map(sizes.local, self.dims, split))
+        return sizes.volume(self.dims, self.split)
 
     def nbytes(self, sizes: Sizes) -> Number:
         """Bytes on one chip."""

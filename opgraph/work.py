@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from itertools import count
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from hardware import Number
 from hardware.arithmetic import product
@@ -81,7 +81,8 @@ class Operator(ABC):
     *layout* says, in a sharded graph, which axes split each dimension that it runs over; *given*
     names a dimension without which the operator does not run: where it is 0, it takes no time;
     *part*: it does only that part of what its dimensions say; *awaits*: tensors that must be there
-    before it starts, although it does not read them.
+    before it starts, although it does not read them. Nothing that it asks for depends on names but
+    those of dimensions: operators that are alike but for theirs are laid out and priced once.
 
     What a kind of operator is, besides: the *stream* it runs on and the *unit* that computes it;
     *whole*: dimensions it needs whole; *spares*: those that may use idle axes; *idle*: those
@@ -163,7 +164,14 @@ class Operator(ABC):
         own = (getattr(self, f.name) for f in fields(self) if f.name not in named)
         inputs = ((t.dims, t.format, t.role, t.split, t.partial) for t in self.inputs)
         layout = tuple(self.layout.items())
-        return _number_of((type(self), *inputs, layout, *own))
+        try:
+            return _number_of((type(self), *inputs, layout, *own))
+        except TypeError:  # what cannot be compared is like nothing else
+            return next(_NUMBERS)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: all but the likeness, whose numbers are those of a process."""
+        return {name: value for name, value in self.__dict__.items() if name != "likeness"}
 
     @property
     def dtype(self) -> str:

@@ -3,10 +3,11 @@
 import importlib
 import itertools
 import math
+import pickle
 import pkgutil
 from collections.abc import Iterator
-from dataclasses import FrozenInstanceError, replace
-from functools import cache
+from dataclasses import FrozenInstanceError, dataclass, field, replace
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from hypothesis import strategies as st
 
 import opgraph
 from frontends import load_model
-from hardware import SpecError
+from hardware import SpecError, load_platform
+from opgraph.cost import Machine, Roofline
 from opgraph.experts import AdapterEinsum
-from opgraph.graph import Block, Graph, GraphError
+from opgraph.graph import Block, Builder, Graph, GraphError
+from opgraph.model import Model
 from opgraph.offload import Fetch
 from opgraph.operator import (
     Activation,
@@ -43,6 +46,7 @@ from opgraph.operator import (
 )
 from opgraph.passes import shard
 from opgraph.plan import Plan
+from opgraph.simulation import simulate
 from opgraph.sizes import Expression, Sizes
 from opgraph.tensor import Format, Tensor, as_format
 
@@ -699,3 +703,55 @@ def test_reduce_counts_each_element_and_sums_over_what_it_drops():
     assert mean.flop(sizes) == elements
     assert mean.outputs[0].dims == ("batch", "seq")
     assert mean.contracted == {"model"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted(Operator):
+    """An operator of one's own, with more than it is compared by."""
+
+    factor: float = field(default=1.0, compare=False)
+    table: dict[str, float] = field(default_factory=dict, compare=False)
+
+    kind = "custom"
+
+    @cached_property
+    def outputs(self) -> tuple[Tensor, ...]:
+        return (self._make(self.name, self.inputs[0].dims, self.inputs[0].format),)
+
+    def flop(self, sizes: Sizes) -> Any:
+        return self.factor * self.table.get("more", 1.0) * self.outputs[0].numel(sizes)
+
+
+def own_model(**options: Any) -> Model:
+    build = Builder("own")
+    x = build.input(Tensor.of("x", "batch seq channels", "bf16"))
+    build.add(Weighted(name="op", inputs=(x,), **options))
+    graph = build.graph()
+    return Model("own", "a test", graph, graph, {"channels": 5120})
+
+
+def test_operators_that_compare_equal_are_priced_apart_if_they_differ():
+    platform = load_platform("dgx-h100")
+    times = [simulate(own_model(factor=f), platform).ttft for f in (1.0, 1e6, 1e9)]
+    assert times[2] == pytest.approx(1e3 * times[1], rel=1e-12)
+    assert times[1] > times[0]
+
+
+def test_operators_that_cannot_be_hashed_are_like_none_but_themselves():
+    (light, _), (heavy, _) = (
+        next(own_model(table={"more": more}).prefill.operators) for more in (1.0, 1e9)
+    )
+    machine = Machine(load_platform("dgx-h100"), Plan())
+    sizes = Sizes({"batch": 8, "seq": 2, "channels": 5120})
+    one, other = (Roofline().cost(op, sizes, machine).time for op in (light, heavy))
+    assert other > 1e3 * one
+    assert light.likeness != heavy.likeness
+
+
+def test_a_likeness_stays_in_its_process():
+    operator, _ = next(load_model("llama-3.1-8b").decode.operators)
+    assert operator.likeness == replace(operator, name="other").likeness
+    copied = pickle.loads(pickle.dumps(operator))  # noqa: S301 - our own bytes
+    assert "likeness" in vars(operator)
+    assert "likeness" not in vars(copied)
+    assert copied == operator

@@ -135,7 +135,7 @@ def test_ways_to_a_price():
     assert read_price("ownership", chip).rate == load_ownership().rate(chip)
     with pytest.raises(SpecError, match="price 'cheap' is neither a number"):
         read_price("cheap", chip)
-    with pytest.raises(SpecError, match="price .-1.: .* must be finite and above 0"):
+    with pytest.raises(SpecError, match=r"price .-1.: .* must be finite and above 0"):
         read_price("-1", chip)
     with pytest.raises(SpecError, match="gaudi3 has no list price"):
         chip_hour(load_chip("gaudi3"))

@@ -1001,3 +1001,10 @@ def test_a_timeline_prints_as_a_line():
     assert str(report.decode) == "decode: 4.57 ms, 14 operators (h100-sxm, ideal)"
     swept = simulate(load_model("llama-3.1-8b"), dgx(), workload=Workload(batch=np.array([1, 900])))
     assert str(swept.decode).startswith("decode: 4.57 ms to ")
+
+
+def test_memory_of_an_array_of_plans_has_its_shape_even_if_they_are_alike():
+    same = simulate(load_model("llama-3.1-8b"), dgx(), Plan(tp=4, pp=np.array([2, 2])))
+    one = simulate(load_model("llama-3.1-8b"), dgx(), Plan(tp=4, pp=2))
+    assert same.memory.total.tolist() == [one.memory.total] * 2
+    assert same.fits.tolist() == [True, True]

@@ -66,6 +66,7 @@ class PrefillParameters:
     throttle: float = parameter("1", 1e-4, 0.1, 0.4, "rate lost under sustained load (power)")
     throttle_time: float = parameter("s", 2e-5, 5e-4, 1e-1, "load at which half of it is lost")
     window_waste: float = parameter("1", 0.2, 1, 4, "keys visited per key of the window")
+    masked: float = parameter("1", 0.7, 1, 4, "time of a block under a window, in times of another")
     tail: float = parameter("1", 1e-3, 0.3, 1.5, "part of the longest tile left over at the end")
 
 
@@ -159,6 +160,7 @@ def prefill(shape: AttentionShape, chip: KernelChip, params: PrefillParameters) 
     product = flop / speed
     exponential = used / (params.exponential_rate * EXPONENTIALS * chip.clock)
     block = np.maximum(soft_max(product, exponential, params.overlap), params.block)
+    block = block * np.where(np.asarray(shape.window) > 0, params.masked, 1.0)
     even = tiles * (params.tile + blocks * block) / chip.cores
     critical = params.tile + longest * block
     busy = np.where(tiles > chip.cores, np.maximum(even + params.tail * critical, critical),
