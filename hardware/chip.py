@@ -17,6 +17,7 @@ from hardware.specs import (
     BytesPerSecond,
     Cores,
     Count,
+    Factor,
     FlopPerSecond,
     Hertz,
     Name,
@@ -52,6 +53,10 @@ _UNITS = {
     "memory_bandwidth": "B/s", "memory_capacity": "B", "clock": "Hz", "power": "W",
     "vector": "FLOP/s",
 }  # fmt: skip
+
+# per core and clock, of every NVIDIA chip before Blackwell Ultra (CUDA C Programming Guide, table
+# of arithmetic throughput); what is assumed of a chip of which nothing is said
+EXPONENTIALS = 16.0
 
 DTYPES = tuple(_WIDER)
 Dtype: TypeAlias = Annotated[str, one_of(DTYPES)]
@@ -99,8 +104,9 @@ class Chip:
     matrix: dense peak FLOP/s of the matrix units per dtype (integer operations count as
     FLOP). vector: FLOP/s of the vector units in fp32. memory: nearest tier first; the
     first is the main memory. cores: SMs, compute units, tensor cores. clock: boost, Hz.
-    cache: what all cores share on chip. power: thermal design power, W. cores, clock,
-    cache and power are None where unpublished. energy: joules of what it does, None where
+    exponentials: that a core's special-function units start per clock. cache: what all
+    cores share on chip. power: thermal design power, W. cores, clock, cache and power are
+    None where unpublished. energy: joules of what it does, None where
     nothing is known; dies: its logic dies, none where unpublished. scale_up: the links to
     the other chips of a domain of at most max_scale_up, wired as fabric says; scale_out:
     the network interface beyond it. transfers: the cores that move data between chips;
@@ -117,6 +123,7 @@ class Chip:
     memory: tuple[Memory, ...]
     cores: Cores | None = None
     clock: Hertz | None = None
+    exponentials: Factor = EXPONENTIALS
     cache: Memory | None = None
     power: Watts | None = None
     energy: Energy | None = None
@@ -137,8 +144,9 @@ class Chip:
         if self.max_scale_up > 1 and self.scale_up is None:
             raise SpecError(f"max_scale_up of {self.name} needs a 'scale_up' link")
         check_positive(
-            self.name, vector=self.vector, cores=self.cores, clock=self.clock, power=self.power
-        )
+            self.name, vector=self.vector, cores=self.cores, clock=self.clock, power=self.power,
+            exponentials=self.exponentials,
+        )  # fmt: skip
         check_positive(self.name, **self.matrix)
         if self.energy is not None:
             self.energy.check(self.name, [tier.name for tier in self.memory], DTYPES)
@@ -227,11 +235,11 @@ class Chip:
     def replace(self, **changes: Any) -> "Chip":
         """Return this chip with other figures, each a number, an array, or text with a unit.
 
-        Names: memory_bandwidth, memory_capacity, clock, cores, power, vector, and peak,
-        a mapping from dtype to FLOP/s that sets those rates. Raises SpecError for another
+        Names: memory_bandwidth, memory_capacity, clock, cores, exponentials, power, vector, and
+        peak, a mapping from dtype to FLOP/s that sets those rates. Raises SpecError for another
         name, or a number that is not finite and positive.
         """
-        flat = ("clock", "cores", "power", "vector")
+        flat = ("clock", "cores", "exponentials", "power", "vector")
         known = ("memory_bandwidth", "memory_capacity", "peak", *flat)
         for name in changes:
             if name not in known:

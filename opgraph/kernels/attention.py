@@ -22,7 +22,6 @@ from opgraph.kernels.kernel import (
     soft_max,
 )
 
-EXPONENTIALS = 16.0  # per core and clock on the special-function units (CUDA C guide, table 6)
 TENSOR_ROWS = 64.0  # rows of the smallest warp-group matrix instruction
 TENSOR_BYTES = 2.0  # queries, new keys and values, and outputs are 16 bits wide
 DECODE_BLOCK = 128.0  # keys per step of the decode kernel
@@ -158,7 +157,7 @@ def prefill(shape: AttentionShape, chip: KernelChip, params: PrefillParameters) 
     speed = peak / chip.cores * params.compute_efficiency
     speed = speed * (1 - params.throttle * load / (load + params.throttle_time))
     product = flop / speed
-    exponential = used / (params.exponential_rate * EXPONENTIALS * chip.clock)
+    exponential = used / (params.exponential_rate * chip.exponentials * chip.clock)
     block = np.maximum(soft_max(product, exponential, params.overlap), params.block)
     block = block * np.where(np.asarray(shape.window) > 0, params.masked, 1.0)
     even = tiles * (params.tile + blocks * block) / chip.cores

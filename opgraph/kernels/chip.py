@@ -26,6 +26,7 @@ class KernelChip:
     memory_bandwidth: Any
     cores: Any
     clock: Any
+    exponentials: Any
     cache: "Memory"
     link_bandwidth: Any
 
@@ -49,6 +50,7 @@ def kernel_chip(chip: "Chip") -> KernelChip:
         memory_bandwidth=chip.memory_bandwidth,
         cores=cores,
         clock=clock,
+        exponentials=chip.exponentials,
         cache=cache,
         link_bandwidth=None if chip.scale_up is None else chip.scale_up.bandwidth,
     )
