@@ -4,8 +4,9 @@ The public names load what they need when they are first used: a catalogued mode
 for the readers of code and of ONNX files.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from opgraph.lazy import names_of
 
 if TYPE_CHECKING:
     from frontends.catalogue import list_models, load_config, load_model
@@ -29,7 +30,7 @@ _HOME = {
     "transformer": ("Transformer",),
     "variant": ("Lora", "Variant"),
 }
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+__getattr__, __dir__ = names_of(__name__, _HOME)
 
 __all__ = [
     "Decoder",
@@ -46,15 +47,3 @@ __all__ = [
     "load_config",
     "load_model",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'frontends' has no attribute {name!r}")
-    value = getattr(import_module(f"frontends.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

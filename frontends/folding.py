@@ -150,8 +150,7 @@ class _Folding:
         )
 
     def _renamed(self, tensor: Tensor) -> Tensor:
-        name = self.same.get(tensor.name, tensor.name)
-        return tensor if name == tensor.name else replace(tensor, name=name)
+        return tensor.called(self.same.get(tensor.name, tensor.name))
 
     def _carried(self, run: _Run) -> tuple[tuple[str, str], ...] | None:
         """What each repetition hands to the next; None if they do not hand on the same."""

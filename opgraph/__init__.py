@@ -4,8 +4,9 @@ The public names load what they need when they are first used, so that ``opgraph
 not wait for NumPy.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from opgraph.lazy import names_of
 
 if TYPE_CHECKING:
     from opgraph.cost import Calibrated, CostModel, Efficiency, Host, Roofline
@@ -41,7 +42,7 @@ _HOME = {
     "timeline": ("Event", "Timeline"),
     "workload": ("Workload",),
 }
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+__getattr__, __dir__ = names_of(__name__, _HOME)
 
 __all__ = [
     "Block",
@@ -72,15 +73,3 @@ __all__ = [
     "shard",
     "simulate",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'opgraph' has no attribute {name!r}")
-    value = getattr(import_module(f"opgraph.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

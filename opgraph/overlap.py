@@ -271,7 +271,7 @@ def _part(operator: Operator, called: Mapping[str, str], part: Part) -> Operator
 
 def _reading(operator: Operator, called: Mapping[str, str]) -> Operator:
     inputs = tuple(
-        replace(tensor, name=called.get(tensor.name, tensor.name))
+        tensor.called(called.get(tensor.name, tensor.name))
         if tensor.role == "activation"
         else tensor
         for tensor in operator.inputs
@@ -293,6 +293,6 @@ def _named(
 
 def _joined(tensor: Tensor, parts: Sequence[str]) -> View:
     """*tensor* as what its *parts* are together: they lie one after the other."""
-    inputs = tuple(replace(tensor, name=part) for part in parts)
+    inputs = tuple(tensor.called(part) for part in parts)
     whole = ((("", " ".join(tensor.dims))),)
     return View(name=tensor.name, inputs=inputs, parts=whole, layout=tensor.layout)

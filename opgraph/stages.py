@@ -151,7 +151,7 @@ class _Piece:
         """Send what *following* wants; want oneself what one does not make."""
         for name, tensor in following.wanted.items():
             own = self._find(tensor, self.called.get(name, name))
-            self.sends(self.made.get(own, replace(tensor, name=own)), name)
+            self.sends(self.made.get(own, tensor.called(own)), name)
 
     def sends(self, tensor: Tensor, name: str = "") -> None:
         """Send *tensor*, which the next piece calls *name*."""
@@ -159,7 +159,7 @@ class _Piece:
 
     def graph(self, whole: Graph) -> Graph:
         """The piece as a graph of its own."""
-        wanted = (replace(t, name=_RECEIVED + name) for name, t in self.wanted.items())
+        wanted = (t.called(_RECEIVED + name) for name, t in self.wanted.items())
         used = {t.name for b in self.blocks for op in b.operators for t in op.activations}
         inputs = (*(t for t in whole.inputs if t.name in used), *wanted)
         sending = (Block("send", tuple(self.sent)),) if self.sent else ()
@@ -265,7 +265,7 @@ def joined(pieces: Sequence[Piece]) -> Graph:
                 operators.append(renamed(operator, rename, f"{j}."))
             carried = tuple((rename[entry], rename[leave]) for entry, leave in block.carried)
             blocks.append(Block(f"{j}.{block.name}", tuple(operators), block.count, carried))
-    inputs = tuple(replace(t, name=f"0.{t.name}") for t in pieces[0].graph.inputs)
+    inputs = tuple(t.called(f"0.{t.name}") for t in pieces[0].graph.inputs)
     first = pieces[0].graph
     return Graph(first.name, tuple(blocks), inputs, first.derived)
 
@@ -283,4 +283,4 @@ def _apart(graph: Graph) -> Piece:
 def _received(inputs: Sequence[Tensor], sends: Sequence[Send]) -> tuple[Tensor, ...]:
     """The *inputs* of a piece as the *sends* of the laid-out piece before it have left them."""
     sent = {_RECEIVED + op.name.removeprefix(_SENT): op.outputs[0] for op in sends}
-    return tuple(replace(sent.get(t.name, t), name=t.name) for t in inputs)
+    return tuple(sent.get(t.name, t).called(t.name) for t in inputs)
