@@ -82,7 +82,8 @@ class Link:
     a message passes adds; None where chips store and forward, at a latency each.
     protocols: what a library makes of the link; the fastest is taken, and without any the
     link is ideal. energy, hop_energy: joules per byte of the two ends and what is between
-    them, and of each further switch; None where unknown.
+    them, and of each further switch; None where unknown. through_host: whether chips reach
+    each other through the bridges and memory of a host, which all share, as over PCIe.
     """
 
     bandwidth: BytesPerSecond
@@ -92,6 +93,7 @@ class Link:
     protocols: tuple[Protocol, ...] = ()
     energy: JoulesPerByte | None = None
     hop_energy: JoulesPerByte | None = None
+    through_host: Flag = False
 
     __pydantic_config__: ClassVar = STRICT
 

@@ -188,6 +188,27 @@ def test_parameters_are_within_their_physical_bounds(path):
         assert fit.provenance.startswith(("measured: ", "transferred: "))
 
 
+@pytest.mark.parametrize("name", ["l40s", "rtx-pro-6000"])
+@pytest.mark.parametrize("op", ["all_reduce", "all_to_all", "custom_all_reduce"])
+def test_chips_that_share_a_host_slow_each_other_but_not_a_pair(name, op):
+    chip, form = chip_of(name), "bf16" if op == "custom_all_reduce" else "any"
+    fit, shape = calibration(name)[op, form], shape_of(op, form, chip)
+    roomy = replace(fit, tiled=replace(fit.tiled, shared=10 * fit.tiled.shared))
+    for chips in (2.0, 4.0, 8.0):
+        now, then = (price(KERNELS[op], shape._replace(chips=chips), chip, "tiled", each).time
+                     for each in (fit, roomy))  # fmt: skip
+        assert np.all(then <= now)
+        assert np.array_equal(then, now) == (chips == 2)
+
+
+def test_links_past_no_host_are_not_shared():
+    chip, fit = chip_of("h100-sxm"), calibration("h100-sxm")["all_reduce", "any"]
+    shape = shape_of("all_reduce", "any", chip)
+    alone, hosted = (price(KERNELS["all_reduce"], shape, each, "tiled", fit).time
+                     for each in (chip, replace(chip, through_host=True)))  # fmt: skip
+    assert np.all(alone < hosted)
+
+
 def test_levels_that_do_not_help_answer_with_the_one_below():
     chip, fit = kernel_chip(load_chip("h100-sxm")), calibration("h100-sxm")["all_reduce", "any"]
     shape = shape_of("all_reduce", "any", chip)

@@ -16,7 +16,7 @@ from opgraph.kernels.residual import Residual
 from opgraph.kernels.smooth_roofline import SmoothRoofline, smooth_roofline
 from validation.chips import MEASURED, alike
 from validation.classes import CLASSES
-from validation.datasets import Sample, load, take
+from validation.datasets import CURRENT, Sample, current, load, take
 from validation.fitting import Prior, fit_parameters, fit_residual
 from validation.splits import Split, splits, subset
 
@@ -130,19 +130,38 @@ def relatives(case: Case, found: Mapping[tuple[str, str], Any]) -> Prior | None:
 
     Formats with fewer than two other chips lean on the other chips' other formats.
     """
-    kernel = CLASSES[case.op].kernel
-    others = [
-        fit
-        for (chip, dtype), fit in found.items()
-        if chip != case.chip_name and dtype == case.dtype and alike(chip, case.chip_name)
-    ]
-    if len(others) < 2:
-        others = [
-            fit
-            for (chip, _), fit in found.items()
-            if chip != case.chip_name and alike(chip, case.chip_name)
-        ]
+    kernel, dataset = CLASSES[case.op]
+    kin = {
+        key: fit
+        for key, fit in found.items()
+        if key[0] != case.chip_name and alike(key[0], case.chip_name)
+    }
+    if dataset.tuner:
+        others = generations(case, kin)
+    else:
+        others = [fit for (_, dtype), fit in kin.items() if dtype == case.dtype]
+        others = others if len(others) > 1 else list(kin.values())
     return Prior.of(kernel.parameters, others) if len(others) > 1 else None
+
+
+def generations(case: Case, kin: Mapping[tuple[str, str], Any]) -> list[Any]:
+    """Return the fits that speak for a library that tunes itself to each generation of chips.
+
+    They are those of the chip's own generation; where there are not two, one of each generation,
+    so that four chips of one do not outvote the others. For another version of the library than
+    the current one there are none.
+    """
+    kernel, dataset = CLASSES[case.op]
+    mine = MEASURED[case.chip_name]
+    if current(mine.system, dataset.tuner) != CURRENT[dataset.tuner]:
+        return []
+    by_generation: dict[str, list[Any]] = {}
+    for (chip, _), fit in kin.items():
+        by_generation.setdefault(MEASURED[chip].generation, []).append(fit)
+    siblings = by_generation.get(mine.generation, [])
+    if len(siblings) > 1:
+        return siblings
+    return [Prior.of(kernel.parameters, fits).centre for fits in by_generation.values()]
 
 
 def pooled(op: str, members: list[Case]) -> Pool:

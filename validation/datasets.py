@@ -64,6 +64,7 @@ class Dataset:
     main_kernel_only: bool = True
     first: str = ""  # the backend taken wherever it has the format
     group: tuple[str, ...] = ()  # columns within which a kernel is tuned or not
+    tuner: str = ""  # the backend that chooses protocols by its version and the generation
     wider: str = ""  # a format in which the same work may not take much less time either
 
 
@@ -208,13 +209,18 @@ def _read(path: Path) -> pd.DataFrame:
 
 def _table(table: str, system: str, backend: str) -> Path | None:
     """Return the table of the current slot, else that of the newest version below it."""
-    slot = CURRENT_BY_SYSTEM.get(system, {}).get(backend, CURRENT[backend])
+    slot = current(system, backend)
     found = sorted(
         measured_tables().glob(f"{system}/*/{backend}/*/{table}_perf.parquet"),
         key=lambda path: _order(path.parent.name),
     )
     usable = [path for path in found if _order(path.parent.name) <= _order(slot)]
     return usable[-1] if usable else None
+
+
+def current(system: str, backend: str) -> str:
+    """Return the version whose table of a backend is taken on a system."""
+    return CURRENT_BY_SYSTEM.get(system, {}).get(backend, CURRENT[backend])
 
 
 def _order(version: str) -> tuple[tuple[int, ...], int]:

@@ -163,7 +163,7 @@ NCCL_TABLES = tuple(
     Dataset(
         op=operation, table="nccl", keys=NCCL_KEYS, load="message_size",
         rules=(_stalled("message_size", NCCL_KEYS),),
-        backends=("nccl",), why="nccl-tests, the library itself",
+        backends=("nccl",), why="nccl-tests, the library itself", tuner="nccl",
         select={"any": {"op_name": name}},
         shape=_collective_shape(operation), family=_chip_count_family,
         family_means="the largest chip count", main_kernel_only=False,
@@ -200,11 +200,12 @@ def _dispatch_shape(phase: str) -> Any:
 
 
 A2A_KEYS = ("num_tokens", "hidden_size", "topk", "ep_size", "num_experts", "node_num")
+A2A_GROUP = ("num_tokens", "hidden_size", "ep_size", "node_num")  # whatever the experts
 DISPATCH_TABLES = tuple(
     Dataset(
         op=phase, table="moe_a2a", latency="latency", unit=MICROSECOND,
         keys=A2A_KEYS, load="num_tokens",
-        rules=(_stalled("num_tokens", A2A_KEYS),),
+        rules=(_stalled("num_tokens", A2A_KEYS), _stalled("hidden_size", A2A_GROUP)),
         backends=("trtllm",),
         why="TRT-LLM's DeepEP port is measured in both modes and all formats",
         select={f"{mode}-{form}": {"comm_backend": f"trtllm_deepep_{mode}", "phase": phase,

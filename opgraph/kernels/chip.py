@@ -17,7 +17,7 @@ class KernelChip:
 
     matrix: dense FLOP/s of every dtype, where a dtype without a rate of its own has that of
     the type it runs as. link_bandwidth: bytes/s of one chip's scale-up links in one
-    direction, None where it has none.
+    direction, None where it has none. through_host: whether they pass a host that all share.
     """
 
     name: str
@@ -29,6 +29,7 @@ class KernelChip:
     exponentials: Any
     cache: "Memory"
     link_bandwidth: Any
+    through_host: Any
 
 
 def kernel_chip(chip: "Chip") -> KernelChip:
@@ -53,4 +54,5 @@ def kernel_chip(chip: "Chip") -> KernelChip:
         exponentials=chip.exponentials,
         cache=cache,
         link_bandwidth=None if chip.scale_up is None else chip.scale_up.bandwidth,
+        through_host=chip.scale_up is not None and chip.scale_up.through_host,
     )

@@ -70,24 +70,24 @@ class CollectiveParameters:
         0.5,
         "exponent by which it grows beyond four: more channels, reduction in the switch",
     )
+    shared: float = parameter(
+        "1", 0.05, 8, 1e3, "links' worth of a host's bridges, which all chips but a pair share"
+    )
 
 
 @dataclass(frozen=True)
-class CustomAllReduceParameters:
-    """Parameters of `custom_all_reduce`."""
+class CustomAllReduceParameters(CollectiveParameters):
+    """Parameters of `custom_all_reduce`: those of the library, and of the kernels beside it."""
 
-    launch: float = parameter("s", 2e-7, 2e-6, 4e-5, "launch and first barrier")
+    bulk_step: float = parameter("s", 1e-8, 2e-6, 6e-5, "a step of the library's ring")
+    bulk_efficiency: float = parameter("1", 0.05, 0.7, 1.5, "its reached part of the link")
+    growth: float = parameter("1", 1e-3, 0.1, 0.5, "exponent by which that grows with the chips")
     one_shot: float = parameter("s", 1e-8, 5e-7, 2e-5, "extra start of one-shot")
     one_shot_efficiency: float = parameter("1", 5e-3, 0.6, 1.5, "its reached part of the link")
     two_shot: float = parameter(
         "s", 1e-8, 1e-6, 6e-5, "extra start of two-shot per pair of chips: a second barrier"
     )
     two_shot_efficiency: float = parameter("1", 5e-3, 0.7, 1.5, "its reached part of the link")
-    ring_start: float = parameter("s", 1e-8, 5e-6, 3e-4, "extra start of the library's ring")
-    ring_step: float = parameter("s", 1e-8, 2e-6, 6e-5, "a step of the library's ring")
-    ring_efficiency: float = parameter("1", 0.05, 0.7, 1.5, "its reached part of the link")
-    growth: float = parameter("1", 1e-3, 0.1, 0.5, "exponent by which that grows with the chips")
-    pipeline: float = parameter("1", 0.01, 1, 5, "fill of its pipeline")
     limit: float = parameter("byte", 1e5, 4e6, 1e8, "largest message of the custom kernels")
     barrier: float = parameter("s", 1e-9, 1e-7, 1e-5, "growth of the barrier per further chip")
 
@@ -110,6 +110,9 @@ class DispatchParameters:
     launch: float = parameter("s", 2e-7, 1e-5, 4e-4, "launch, notification and barriers")
     efficiency: float = parameter("1", 0.01, 0.5, 1.0, "reached part of the link")
     least: float = parameter("s", 1e-8, 3e-6, 3e-4, "least time of a transfer")
+    row: float = parameter(
+        "s/byte", 1e-13, 2e-10, 1e-7, "growth of that with the bytes of a token, which a warp walks"
+    )
     sharpness: float = parameter("1", 1, 2, 12, "exponent joining that and the transfer")
     token: float = parameter("s", 1e-12, 1e-9, 1e-6, "work per token and expert choice")
     local: float = parameter("1", 0.01, 1, 30, "rate of packing in memory, in memory bandwidths")
@@ -129,35 +132,56 @@ def collective_work(shape: CollectiveShape) -> Work:
 def collective(
     shape: CollectiveShape, chip: KernelChip, params: CollectiveParameters
 ) -> KernelTime:
-    """Return the better of a low-latency and a bulk protocol, as NCCL's tuner would switch."""
-    steps = STEPS[shape.operation](shape.chips)
+    """Return the better of a low-latency and a bulk protocol, as NCCL's tuner would switch.
+
+    Where links pass a host, a pair has a switch of its own and all others share the bridges.
+    """
     many = np.maximum(shape.chips / 4, 1) ** params.growth
-    link = shape.link_bandwidth * np.where(shape.chips == 2, params.pair_efficiency, many)
+    alone = np.where(shape.chips == 2, params.pair_efficiency, many)
+    crowd = chip.through_host * alone * (shape.chips - 2) / params.shared
+    link = shape.link_bandwidth * alone / np.hypot(1, crowd)
+    quick, bulk, stream = _protocols(shape, link, params)
+    time = params.launch + soft_min([quick, bulk], SWITCH)
+    return KernelTime(time, _network_limiter(time, np.minimum(stream, time)))
+
+
+def _protocols(
+    shape: CollectiveShape, link: Any, params: CollectiveParameters
+) -> tuple[Any, Any, Any]:
+    """Return the times of the low-latency and of the bulk protocol, and the latter's transfer.
+
+    The steps of a bulk transfer hide behind it once the parts of the message outlast them.
+    """
+    steps = STEPS[shape.operation](shape.chips)
     transfer = collective_work(shape).nbytes / link
     quick = params.quick_step * steps + transfer / params.quick_efficiency
     start = params.bulk_start + params.bulk_step * steps
     stream = transfer / params.bulk_efficiency
-    bulk = start + stream + params.pipeline * np.sqrt(start * stream)
-    time = params.launch + soft_min([quick, bulk], SWITCH)
-    limiter = _network_limiter(time, np.minimum(stream, time))
-    return KernelTime(time, limiter)
+    filled = stream + params.pipeline * np.sqrt(start * stream)
+    return quick, np.hypot(start, filled), stream
 
 
 def custom_all_reduce(
     shape: CollectiveShape, chip: KernelChip, params: CustomAllReduceParameters
 ) -> KernelTime:
-    """Return the best of one-shot (all read all), two-shot (reduce-scatter, gather) and ring."""
+    """Return the better of one-shot (all read all) and two-shot (reduce-scatter, gather).
+
+    Of large messages, and wherever chips do not see each other's memory, that of the library:
+    its measured times over PCIe are NCCL's, as they are beyond its buffers.
+    """
+    if chip.through_host:
+        return collective(shape, chip, params)
     others = shape.chips - 1.0
     whole = others * shape.nbytes / shape.link_bandwidth
     halves = 2 * whole / shape.chips
     one = params.one_shot + whole / params.one_shot_efficiency
     two = params.two_shot * shape.chips / 2 + halves / params.two_shot_efficiency
-    start = params.ring_start + params.ring_step * 2 * others
-    stream = halves / (params.ring_efficiency * (shape.chips / 2) ** params.growth)
-    ring = start + stream + params.pipeline * np.sqrt(start * stream)
+    barrier = params.launch + params.barrier * others
+    custom = barrier + soft_min([one, two], SWITCH)
+    link = shape.link_bandwidth * (shape.chips / 2) ** params.growth
+    library = barrier + _protocols(shape, link, params)[1]
     own = resident(shape.nbytes, params.limit)  # 1 below the limit, 0 above: a soft step
-    best = soft_min([one, two], SWITCH) ** own * ring ** (1 - own)
-    time = params.launch + params.barrier * others + best
+    time = custom**own * library ** (1 - own)
     return KernelTime(time, _network_limiter(time, np.minimum(halves, time)))
 
 
@@ -175,7 +199,8 @@ def dispatch(shape: DispatchShape, chip: KernelChip, params: DispatchParameters)
     packed = shape.tokens * (1.0 + shape.topk) * shape.hidden * shape.element_bytes
     local = packed / (chip.memory_bandwidth * params.local)
     token = params.token * shape.tokens * shape.topk
-    moved = soft_max(transfer + local + token, params.least, params.sharpness)
+    least = params.least + params.row * shape.hidden * shape.element_bytes
+    moved = soft_max(transfer + local + token, least, params.sharpness)
     time = params.launch + moved
     return KernelTime(time, _network_limiter(time, transfer))
 
