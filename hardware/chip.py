@@ -103,7 +103,8 @@ class Chip:
 
     matrix: dense peak FLOP/s of the matrix units per dtype (integer operations count as
     FLOP). vector: FLOP/s of the vector units in fp32. memory: nearest tier first; the
-    first is the main memory. cores: SMs, compute units, tensor cores. clock: boost, Hz.
+    first is the main memory. cores: SMs, compute units, tensor cores. clock: Hz at which the
+    peaks hold. boost: the highest clock in times of it, which short kernels reach.
     exponentials: that a core's special-function units start per clock. cache: what all
     cores share on chip. power: thermal design power, W. cores, clock, cache and power are
     None where unpublished. energy: joules of what it does, None where
@@ -123,6 +124,7 @@ class Chip:
     memory: tuple[Memory, ...]
     cores: Cores | None = None
     clock: Hertz | None = None
+    boost: Factor = 1.0
     exponentials: Factor = EXPONENTIALS
     cache: Memory | None = None
     power: Watts | None = None
@@ -145,7 +147,7 @@ class Chip:
             raise SpecError(f"max_scale_up of {self.name} needs a 'scale_up' link")
         check_positive(
             self.name, vector=self.vector, cores=self.cores, clock=self.clock, power=self.power,
-            exponentials=self.exponentials,
+            boost=self.boost, exponentials=self.exponentials,
         )  # fmt: skip
         check_positive(self.name, **self.matrix)
         if self.energy is not None:
@@ -235,11 +237,11 @@ class Chip:
     def replace(self, **changes: Any) -> "Chip":
         """Return this chip with other figures, each a number, an array, or text with a unit.
 
-        Names: memory_bandwidth, memory_capacity, clock, cores, exponentials, power, vector, and
-        peak, a mapping from dtype to FLOP/s that sets those rates. Raises SpecError for another
+        Names: memory_bandwidth, memory_capacity, clock, boost, cores, exponentials, power, vector,
+        and peak, a mapping from dtype to FLOP/s that sets those rates. Raises SpecError for another
         name, or a number that is not finite and positive.
         """
-        flat = ("clock", "cores", "exponentials", "power", "vector")
+        flat = ("clock", "boost", "cores", "exponentials", "power", "vector")
         known = ("memory_bandwidth", "memory_capacity", "peak", *flat)
         for name in changes:
             if name not in known:

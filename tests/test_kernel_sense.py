@@ -1,5 +1,6 @@
 """Physical sense of every fitted kernel: more chip is never slower, ideal is a floor."""
 
+import math
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from opgraph.kernels import (
     route,
 )
 from opgraph.kernels.interval import widened
+from opgraph.kernels.kernel import soft_max
 
 FOLDER = Path(hardware.__file__).parent / "data" / "calibration"
 TRACES = Path(__file__).parents[1] / "validation" / "traces"
@@ -69,7 +71,7 @@ def latents(op, rng, link):
 def experts(op, rng, link):
     count = 2 ** rng.integers(5, 9, N) * 1.0
     tokens, hidden, ffn = sizes(rng, 1, 16384), sizes(rng, 1024, 8192), sizes(rng, 256, 4096)
-    return route(tokens, hidden, ffn, Routing(count, 8.0))
+    return route(tokens, hidden, ffn, Routing(count, 8.0, 2 ** rng.integers(0, 5, N) * 1.0))
 
 
 def exchanges(op, rng, link):
@@ -207,6 +209,38 @@ def test_links_past_no_host_are_not_shared():
     alone, hosted = (price(KERNELS["all_reduce"], shape, each, "tiled", fit).time
                      for each in (chip, replace(chip, through_host=True)))  # fmt: skip
     assert np.all(alone < hosted)
+
+
+def test_kernels_start_at_the_highest_clock_and_the_ideal_keeps_to_the_datasheet():
+    chip = kernel_chip(load_chip("h100-sxm"))
+    assert chip.matrix["bf16"] == 989.4e12
+    # 132 cores of 4096 FLOP per clock at 1980 MHz
+    assert chip.rate("bf16") == pytest.approx(132 * 4096 * 1.98e9, rel=1e-3)
+    assert chip.clock == pytest.approx(1.98e9, rel=1e-3)
+
+
+def test_two_equal_times_overlap_the_better_the_longer_they_are():
+    times = np.array([0.0, 1e-6, 3e-6, 1e-3])
+    assert soft_max(1.0, 1.0, 2.0) == pytest.approx(math.sqrt(2))
+    joined = soft_max(times, times, 2.0, settle=1e-6)
+    # at `settle` the exponent is 2 √2, at three times it 2 √4
+    assert joined[:3] == pytest.approx([0, 1e-6 * 2 ** (1 / math.sqrt(8)), 3e-6 * 2**0.25])
+    assert joined[3] < 1.02 * times[3]
+
+
+def test_choices_of_other_ranks_cost_nothing_on_one_and_a_pass_each_on_several():
+    chip, kernel = kernel_chip(load_chip("h200-sxm")), KERNELS["moe"]
+    start = kernel.parameters()
+    shape = route(4096.0, 7168.0, 2048.0, Routing(256.0, 8.0, np.array([1.0, 8.0])))
+    none = kernel.tiled(shape, chip, replace(start, foreign_rate=math.inf)).time
+    some = kernel.tiled(shape, chip, replace(start, foreign_rate=0.5)).time
+    # up and gate out, activation in and out of the product, hidden in and out: 2 bytes each
+    passed = 2 * (4096 * 8 * 7 / 8) * (2 * 2048 + 2048 + 2 * 7168) / (0.5 * chip.memory_bandwidth)
+    assert some - none == pytest.approx([0, passed], rel=1e-9)
+    every = kernel.tiled(shape, chip, replace(start, foreign_products=1.0)).time
+    fewer = kernel.tiled(shape, chip, replace(start, foreign_products=1e-3)).time
+    assert every[0] == fewer[0]
+    assert every[1] > fewer[1]
 
 
 def test_levels_that_do_not_help_answer_with_the_one_below():

@@ -146,7 +146,7 @@ def _blocks(shape: AttentionShape, rows: Any, keys: Any, waste: Any) -> tuple[An
 
 def prefill(shape: AttentionShape, chip: KernelChip, params: PrefillParameters) -> KernelTime:
     """Return the time of causal attention of many new tokens."""
-    peak = chip.matrix[shape.dtype]
+    peak = chip.rate(shape.dtype)
     tall, keys = _tile_sizes(shape.head_dim)
     blocks, longest = _blocks(shape, tall, keys, params.window_waste)
     tiles = shape.batch * shape.heads * np.ceil(shape.seq / tall)
@@ -184,10 +184,10 @@ def decode(shape: AttentionShape, chip: KernelChip, params: DecodeParameters) ->
     packed = shape.seq * shape.heads / shape.kv_heads
     tiles = shape.batch * shape.kv_heads * np.ceil(packed / DECODE_ROWS)
     blocks = np.ceil(context / DECODE_BLOCK)
-    core = chip.matrix["bf16"] / chip.cores
+    core = chip.rate("bf16") / chip.cores
     load = 2 * np.minimum(DECODE_BLOCK, context) * token / (params.core_rate * core)
     flop = 4 * np.clip(packed, LEAST_ROWS, DECODE_ROWS) * DECODE_BLOCK * shape.head_dim
-    speed = chip.matrix[shape.dtype] / chip.cores * params.compute_efficiency
+    speed = chip.rate(shape.dtype) / chip.cores * params.compute_efficiency
     block = np.maximum(np.maximum(params.block, load), flop / speed)
     tile = params.tile * np.maximum(1 + params.head_size * (shape.head_dim / 128 - 1), 0.1)
     whole = np.ceil(tiles / chip.cores) * (tile + blocks * block)

@@ -16,8 +16,9 @@ class KernelChip:
     """A chip as the kernels' formulas read it; numbers or arrays in SI units.
 
     matrix: dense FLOP/s of every dtype, where a dtype without a rate of its own has that of
-    the type it runs as. link_bandwidth: bytes/s of one chip's scale-up links in one
-    direction, None where it has none. through_host: whether they pass a host that all share.
+    the type it runs as. clock: the highest, Hz; boost: in times of that at which the peaks
+    hold. link_bandwidth: bytes/s of one chip's scale-up links in one direction, None where
+    it has none; through_host: whether they pass a host that all share.
     """
 
     name: str
@@ -26,10 +27,15 @@ class KernelChip:
     memory_bandwidth: Any
     cores: Any
     clock: Any
+    boost: Any
     exponentials: Any
     cache: "Memory"
     link_bandwidth: Any
     through_host: Any
+
+    def rate(self, dtype: str) -> Any:
+        """Return the matrix FLOP/s at the highest clock, at which a kernel starts."""
+        return self.matrix[dtype] * self.boost
 
 
 def kernel_chip(chip: "Chip") -> KernelChip:
@@ -50,7 +56,8 @@ def kernel_chip(chip: "Chip") -> KernelChip:
         vector=chip.vector,
         memory_bandwidth=chip.memory_bandwidth,
         cores=cores,
-        clock=clock,
+        clock=clock * chip.boost,
+        boost=chip.boost,
         exponentials=chip.exponentials,
         cache=cache,
         link_bandwidth=None if chip.scale_up is None else chip.scale_up.bandwidth,

@@ -33,7 +33,7 @@ TILES = (
 STEP_BYTES = 128.0  # bytes of k per main-loop step: one shared-memory swizzle row
 SPLIT_STEPS = 2.0  # steps that a split of k keeps at least
 REFERENCE_STEP = 2 * 128 * 128 * 64.0  # FLOP of one main-loop step of a 128 × 128 bf16 tile
-FEATURE_TILES = ((64, 64), (64, 128), (128, 256), (256, 128), (256, 256))
+FEATURE_TILES = ((64, 128), (128, 256), (256, 128), (256, 256))
 PARTIAL_BYTES = 8.0  # fp32 partial sums of split-K: written once, read once
 
 
@@ -47,7 +47,7 @@ class GemmParameters:
         0.2,
         0.9,
         1.15,
-        "reached part of the matrix peak; above 1 where short kernels boost past the rated clock",
+        "reached part of the matrix peak at the highest clock, before what tiles and load lose",
     )
     tile_half: float = parameter("elements", 0.01, 3, 300, "tile side that halves the efficiency")
     memory_efficiency: float = parameter("1", 0.3, 0.81, 1.0, "reached part of memory bandwidth")
@@ -69,7 +69,12 @@ class GemmParameters:
         10,
         "rate of a core's tile store per FLOP of its bf16 peak; not overlapped",
     )
-    sharpness: float = parameter("1", 1, 2.5, 12, "exponent joining tiles and memory")
+    sharpness: float = parameter(
+        "1", 1, 1.7, 12, "exponent joining tiles and memory in a short kernel"
+    )
+    settle: float = parameter(
+        "s", 1e-6, 3e-5, 1e-2, "length of a kernel for which it is √2 times that"
+    )
     cache_fraction: float = parameter("1", 0.1, 0.6, 1.2, "part of L2 that keeps operands")
     throttle: float = parameter("1", 1e-4, 0.2, 0.3, "rate lost under sustained load (power)")
     throttle_time: float = parameter("s", 2e-5, 1e-4, 1e-1, "load at which half of it is lost")
@@ -122,7 +127,8 @@ def gemm(shape: GemmShape, chip: KernelChip, params: GemmParameters) -> KernelTi
         (Limiter.COMPUTE, best.compute), (Limiter.MEMORY, memory), (Limiter.CACHE, best.cache),
         (Limiter.LAUNCH, start + best.total - np.maximum(best.compute, best.cache)),
     )  # fmt: skip
-    return KernelTime(start + soft_max(best.total, memory, params.sharpness), limiter)
+    time = start + soft_max(best.total, memory, params.sharpness, params.settle)
+    return KernelTime(time, limiter)
 
 
 def _quantise(shape: GemmShape, kind: Format, chip: KernelChip, params: GemmParameters) -> Any:
@@ -156,7 +162,7 @@ def _candidates(
     shape: GemmShape, kind: Format, chip: KernelChip, params: GemmParameters
 ) -> Iterator[_Tile]:
     """Yield the times of each tile shape, so that only two are in memory at a time."""
-    peak = chip.matrix[kind.peak]
+    peak = chip.rate(kind.peak)
     load = 2 * shape.batch * shape.m * shape.n * shape.k / peak
     core = peak / chip.cores * params.compute_efficiency
     core = core * (1 - params.throttle * load / (load + params.throttle_time))
@@ -182,7 +188,7 @@ def _waves(
     (chip, params), (rows, columns, tiles, split, speed) = machine, tiling
     depth = STEP_BYTES / max(kind.activation, kind.weight)
     steps = np.ceil(shape.k / split / depth)
-    base = chip.matrix["bf16"]
+    base = chip.rate("bf16")
     floor = params.step_latency * REFERENCE_STEP * chip.cores / base
     compute = steps * np.maximum(2 * rows * columns * depth / speed, floor)
     high, wide = np.minimum(rows, shape.m), np.minimum(columns, shape.n)
@@ -220,7 +226,7 @@ def gemm_features(shape: GemmShape, chip: KernelChip) -> dict[str, Any]:
         "row_fill_64": m / (64 * np.ceil(m / 64)),
         "weight_cache": np.log2(shape.n * shape.k * kind.weight / chip.cache.capacity),
         "intensity": np.log2(
-            work.flop / work.nbytes * chip.memory_bandwidth / chip.matrix[kind.peak]
+            work.flop / work.nbytes * chip.memory_bandwidth / chip.rate(kind.peak)
         ),
     }
     for rows, columns in FEATURE_TILES:
@@ -237,7 +243,7 @@ GEMM = Kernel(
         ("rows", "columns", "depth"), ("rows", "row_fill", "columns"), ("rows", "row_fill_64"),
         ("waves_128x256", "fill_128x256", "depth"), ("waves_256x128", "fill_256x128", "depth"),
         ("waves_256x256", "fill_256x256"), ("waves_64x128", "fill_64x128"),
-        ("waves_64x64", "fill_64x64"), ("intensity", "weight_cache"),
+        ("intensity", "weight_cache"),
     ),
     sizes=("n", "k"),
 )  # fmt: skip

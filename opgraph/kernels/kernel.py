@@ -108,9 +108,14 @@ class Kernel:
         return next(level for level in reversed(upto) if level in self.levels)
 
 
-def soft_max(a: Any, b: Any, sharpness: Any) -> Any:
-    """Return the p-norm of two times: what both cost when they overlap all but perfectly."""
+def soft_max(a: Any, b: Any, sharpness: Any, settle: float = np.inf) -> Any:
+    """Return the p-norm of two times: what both cost when they overlap all but perfectly.
+
+    They overlap better in a long kernel, whose pipeline stays full: p grows by √2 at `settle`
+    seconds, and with the root of the length beyond.
+    """
     larger = np.maximum(a, b)
+    sharpness = sharpness * np.sqrt(1 + larger / settle)
     ratio = np.minimum(a, b) / np.maximum(larger, TINY)
     return larger * (1 + ratio**sharpness) ** (1 / sharpness)
 

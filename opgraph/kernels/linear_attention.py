@@ -74,7 +74,7 @@ def linear_attention(shape: LinearShape, chip: KernelChip, params: LinearParamet
     memory = moved / chip.memory_bandwidth * (1 - hit + hit / params.cache_bandwidth)
     chain = np.ceil(shape.seq / CHUNK) * np.ceil(heads / (HEADS_PER_CORE * chip.cores))
     serial = params.chunk * chain
-    compute = work.flop / (chip.matrix["bf16"] * params.compute_efficiency)
+    compute = work.flop / (chip.rate("bf16") * params.compute_efficiency)
     busy = soft_max(soft_max(memory, serial, params.sharpness), compute, params.sharpness)
     limiter = largest((Limiter.MEMORY, memory), (Limiter.COMPUTE, compute),
                       (Limiter.LAUNCH, params.launch + serial))  # fmt: skip

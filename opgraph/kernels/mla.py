@@ -113,10 +113,10 @@ def _decode_tiles(
     groups = np.ceil(rows / tall)
     tiles = shape.batch * groups
     blocks = np.ceil(shape.context / BLOCK)
-    core = chip.matrix["bf16"] / chip.cores
+    core = chip.rate("bf16") / chip.cores
     load = BLOCK * (shape.latent + shape.rope) * shape.kv_bytes / (params.core_rate * core)
     flop = 2 * np.clip(rows, NARROW, tall) * BLOCK * (2 * shape.latent + shape.rope)
-    speed = chip.matrix[shape.dtype] / chip.cores * params.compute_efficiency
+    speed = chip.rate(shape.dtype) / chip.cores * params.compute_efficiency
     block = np.maximum(np.maximum(params.block, load), flop / speed)
     whole = np.ceil(tiles / chip.cores) * (params.tile + blocks * block)
     split = np.clip(np.floor(chip.cores / tiles), 1, np.minimum(blocks, params.parts))

@@ -128,12 +128,27 @@ class MoeParameters:
     store_rate: float = parameter(
         "byte/FLOP", 1e-3, 5e-3, 10, "rate of a core's tile store per FLOP of its bf16 peak"
     )
-    sharpness: float = parameter("1", 1, 3, 12, "exponent joining tiles and memory")
+    sharpness: float = parameter(
+        "1", 1, 2, 12, "exponent joining tiles and memory in a short kernel"
+    )
+    settle: float = parameter(
+        "s", 1e-6, 3e-5, 1e-2, "length of a kernel for which it is √2 times that"
+    )
     cache_fraction: float = parameter("1", 0.1, 0.6, 2, "part of L2 that keeps operands")
     row_rate: float = parameter(
         "1", 0.02, 0.6, 30, "rate of permuting, activating and summing rows, in memory bandwidths"
     )
     expert: float = parameter("s", 1e-11, 3e-9, 1e-6, "routing work per local expert")
+    foreign_products: float = parameter(
+        "1",
+        1e-3,
+        1e-2,
+        1,
+        "part computed all the same of the choices of other ranks' experts by tokens sent here",
+    )
+    foreign_rate: float = parameter(
+        "1", 0.05, 10, 1e3, "rate of passes over all choices of others, in memory bandwidths"
+    )
 
 
 def moe_work(shape: MoeShape) -> Work:
@@ -151,14 +166,21 @@ def moe(shape: MoeShape, chip: KernelChip, params: MoeParameters) -> KernelTime:
     first = shape.ffn * (1 + shape.gated)
     up = _grouped(shape, (first, shape.hidden), chip, params)
     down = _grouped(shape, (shape.hidden, shape.ffn), chip, params)
-    moved = shape.rows * (first + shape.ffn + 2 * shape.hidden) + 2 * shape.touched * shape.hidden
-    moved = OUTPUT_BYTES * moved / (chip.memory_bandwidth * params.row_rate)
+    passes = shape.rows / params.row_rate + _foreign(shape, shape.tokens) / params.foreign_rate
+    moved = passes * (first + shape.ffn + 2 * shape.hidden)
+    moved = moved + 2 * shape.touched * shape.hidden / params.row_rate
+    moved = OUTPUT_BYTES * moved / chip.memory_bandwidth
     start = params.launch + params.expert * shape.local_experts
     parts = [a + b for a, b in zip(up, down, strict=True)]
     limiter = largest(
         (Limiter.COMPUTE, parts[1]), (Limiter.MEMORY, parts[2] + moved), (Limiter.LAUNCH, start),
     )  # fmt: skip
     return KernelTime(start + parts[0] + moved, limiter)
+
+
+def _foreign(shape: MoeShape, tokens: Any) -> Any:
+    """Return the token-expert pairs of some tokens that belong to other ranks."""
+    return np.maximum(tokens * shape.topk - shape.rows, 0)
 
 
 def _grouped(
@@ -171,13 +193,15 @@ def _grouped(
     rows = shape.rows * (deep * kind.activation + wide * OUTPUT_BYTES)
     hit = resident(weights + rows, params.cache_fraction * chip.cache.capacity)
     memory = (weights + rows) * (1 - hit) / (chip.memory_bandwidth * params.memory_efficiency)
+    foreign = params.foreign_products * _foreign(shape, shape.touched)
     best = None
     for index, tall in enumerate(ROW_TILES):
         for broad in COLUMN_TILES:
             if tall * broad <= LARGEST_TILE:
-                time = _tiled(shape.tiles[..., index], (tall, broad), sizes, kind, (chip, params))
+                tiles = shape.tiles[..., index] + foreign / tall
+                time = _tiled(tiles, (tall, broad), sizes, kind, (chip, params))
                 best = time if best is None else np.minimum(best, time)
-    total = soft_max(best, memory, params.sharpness) + params.prologue
+    total = soft_max(best, memory, params.sharpness, params.settle) + params.prologue
     return total, best, memory
 
 
@@ -188,9 +212,9 @@ def _tiled(row_tiles: Any, tile: tuple[int, int], sizes: tuple[Any, Any], kind: 
     tiles = row_tiles * np.ceil(wide / broad)
     depth = STEP_BYTES / max(kind.activation, kind.weight)
     steps = np.ceil(deep / depth)
-    speed = chip.matrix[kind.peak] / chip.cores * params.compute_efficiency
+    speed = chip.rate(kind.peak) / chip.cores * params.compute_efficiency
     speed = speed / (1 + params.tile_half * (1 / tall + 1 / broad))
-    base = chip.matrix["bf16"]
+    base = chip.rate("bf16")
     floor = params.step_latency * REFERENCE_STEP * chip.cores / base
     compute = steps * np.maximum(2 * tall * broad * depth / speed, floor)
     loaded = (tall * kind.activation + broad * kind.weight) * steps * depth
