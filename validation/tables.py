@@ -114,8 +114,9 @@ PREFILL_TABLE = Dataset(
 DECODE_TABLE = Dataset(
     op="attention_decode", table="generation_attention", keys=ATTENTION_KEYS, load="step",
     backends=("sglang",),
-    why="one named kernel of one engine on all nine chips, so that its parameters travel; "
-        "TRT-LLM's rows do not say which of several kernels ran",
+    why="one engine on all nine chips, with its kernel named: FlashAttention on Ampere and Hopper, "
+        "TRT-LLM's on Blackwell, FlashInfer on workstation parts; TRT-LLM's own rows do not say "
+        "which of several kernels ran",
     select={k: ATTENTION_SELECT[k] for k in ("bf16", "bf16-kv-fp8")},
     shape=_attention_shape, family=_attention_family,
     family_means="12 or 40 heads, or 4 KV heads",
@@ -223,6 +224,10 @@ MLA_SELECT = {
     "bf16-kv-fp8": {"mla_dtype": "bfloat16", "kv_cache_dtype": "fp8"},
 }
 HELD_MLA_HEADS = (16, 64)
+MLA_DECODE_RULES = (
+    Rule("stalled", "rows over 1.5 times slower than one of the same batch and heads with more "
+         "tokens are stalls of the collector", _not_stalled("step", MLA_KEYS)),
+)  # fmt: skip
 
 
 def _mla_shape(frame: pd.DataFrame, chip: Any, dtype: str) -> MlaShape:
@@ -238,9 +243,10 @@ MLA_TABLES = tuple(
         select=MLA_SELECT,
         shape=_mla_shape, family=lambda f: f["num_heads"].isin(HELD_MLA_HEADS),
         family_means="16 or 64 heads",
+        rules=rules,
     )
-    for op, table, load in (("mla_prefill", "context_mla", "isl"),
-                            ("mla_decode", "generation_mla", "step"))
+    for op, table, load, rules in (("mla_prefill", "context_mla", "isl", ()),
+                                   ("mla_decode", "generation_mla", "step", MLA_DECODE_RULES))
 )  # fmt: skip
 
 MOE_KEYS = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size",
