@@ -1,6 +1,7 @@
 """Robust, bounded fits in log space: of a kernel's parameters, and of its residual."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +45,7 @@ def fit_parameters(
     """Return the parameters of `kind` that fit `predict(params)` to measured times.
 
     Minimises soft-L1 of ln(predicted / measured) within the declared bounds, starting from and
-    drawn to the prior; from both ends of a switch.
+    drawn to the prior; from every combination of the parameters that have several starts.
     """
     from scipy.optimize import least_squares
 
@@ -55,7 +56,7 @@ def fit_parameters(
         np.log([getattr(prior.centre, name) for name in table]), low + EDGE, high - EDGE
     )
     spread = [prior.spread[n] if isinstance(prior.spread, dict) else prior.spread for n in table]
-    free = np.array([p.switch for p in table.values()])
+    free = np.array([bool(p.starts) for p in table.values()])
     pull = PULL * min(1.0, np.sqrt(len(measured) / FULL)) / np.asarray(spread) * ~free
 
     def build(z: np.ndarray) -> Any:
@@ -65,7 +66,9 @@ def fit_parameters(
         wish = np.repeat(pull * (z - centre) / np.sqrt(REPEATS), REPEATS)
         return np.concatenate([np.log(predict(build(z)) / measured), wish])
 
-    starts = {tuple(np.where(free, end, centre)) for end in (low + EDGE, high - EDGE)}
+    choices = [np.log(p.starts) if p.starts else [middle]
+               for p, middle in zip(table.values(), centre, strict=True)]  # fmt: skip
+    starts = {tuple(np.clip(start, low + EDGE, high - EDGE)) for start in product(*choices)}
     found = [least_squares(
         errors, start, bounds=(low, high), loss="soft_l1", f_scale=KNEE, max_nfev=EVALUATIONS,
         diff_step=STEP, x_scale="jac",

@@ -55,6 +55,12 @@ def _not_stalled(size: str, keys: tuple[str, ...]) -> Any:
     return keep
 
 
+def _stalled(size: str, keys: tuple[str, ...]) -> Rule:
+    """Return the rule that leaves out the collector's stalls."""
+    return Rule("stalled", "rows over 1.5 times slower than a larger one of the same group are "
+                "stalls of the collector", _not_stalled(size, keys))  # fmt: skip
+
+
 GEMM_RULES = (
     Rule("vllm fp8_block", "vLLM 0.24 measured fp8_block eagerly: host-bound floor of 55-282 us",
          lambda f: ~((f["backend"] == "vllm") & (f["gemm_dtype"] == "fp8_block"))),
@@ -109,16 +115,17 @@ PREFILL_TABLE = Dataset(
     why="one kernel family (FMHA), the widest sweep, and the only one that times all that a "
         "prefill step runs: rotation, cache write and attention",
     select=ATTENTION_SELECT, shape=_attention_shape, family=_attention_family,
-    family_means="12 or 40 heads, or 4 KV heads",
+    family_means="12 or 40 heads, or 4 KV heads", rules=(_stalled("isl", ATTENTION_KEYS),),
 )  # fmt: skip
 DECODE_TABLE = Dataset(
     op="attention_decode", table="generation_attention", keys=ATTENTION_KEYS, load="step",
     backends=("sglang",),
-    why="one named kernel of one engine on all nine chips, so that its parameters travel; "
-        "TRT-LLM's rows do not say which of several kernels ran",
+    why="one engine on all nine chips, with its kernel named: FlashAttention on Ampere and Hopper, "
+        "TRT-LLM's on Blackwell, FlashInfer on workstation parts; TRT-LLM's own rows do not say "
+        "which of several kernels ran",
     select={k: ATTENTION_SELECT[k] for k in ("bf16", "bf16-kv-fp8")},
     shape=_attention_shape, family=_attention_family,
-    family_means="12 or 40 heads, or 4 KV heads",
+    family_means="12 or 40 heads, or 4 KV heads", rules=(_stalled("step", ATTENTION_KEYS),),
 )  # fmt: skip
 
 HALF = 2.0
@@ -141,12 +148,6 @@ def _custom_shape(frame: pd.DataFrame, chip: Any, dtype: str) -> CollectiveShape
     """Return bf16 all-reduces: message sizes in the table count elements."""
     size, chips = _columns(frame, "message_size", "num_gpus")
     return CollectiveShape(size * HALF, chips, chip.link_bandwidth, "all_reduce")
-
-
-def _stalled(size: str, keys: tuple[str, ...]) -> Rule:
-    """Return the rule that leaves out the collector's stalls."""
-    return Rule("stalled", "rows over 1.5 times slower than one of the same group with more to "
-                "send are stalls of the collector", _not_stalled(size, keys))  # fmt: skip
 
 
 NCCL_KEYS = ("num_gpus", "message_size", "nccl_dtype")
@@ -239,6 +240,7 @@ MLA_TABLES = tuple(
         select=MLA_SELECT,
         shape=_mla_shape, family=lambda f: f["num_heads"].isin(HELD_MLA_HEADS),
         family_means="16 or 64 heads",
+        rules=(_stalled(load, MLA_KEYS),),
     )
     for op, table, load in (("mla_prefill", "context_mla", "isl"),
                             ("mla_decode", "generation_mla", "step"))

@@ -26,7 +26,9 @@ TENSOR_ROWS = 64.0  # rows of the smallest warp-group matrix instruction
 TENSOR_BYTES = 2.0  # queries, new keys and values, and outputs are 16 bits wide
 DECODE_BLOCK = 128.0  # keys per step of the decode kernel
 DECODE_ROWS = 64.0  # query rows (heads that share a KV head) that one decode tile packs
+MATRIX_GROUP = 4.0  # fewer heads per KV head: FlashInfer decodes them without matrix instructions
 LEAST_ROWS = 16.0  # rows of the smallest matrix instruction
+RESIDENT = 12.0  # exponent of the fall from all to nothing in L2
 NO_WINDOW = 1e18
 
 
@@ -73,10 +75,13 @@ class PrefillParameters:
 class DecodeParameters:
     """Parameters of `decode`."""
 
-    launch: float = parameter("s", 5e-7, 7e-6, 6e-5, "launch and drain, paid once")
-    tile: float = parameter("s", 5e-8, 2e-6, 2e-5, "start and end of a tile")
+    launch: float = parameter("clock", 1e3, 1.3e4, 1e5, "launch and drain, paid once")
+    tile: float = parameter("clock", 100, 4e3, 4e4, "start and end of a tile")
     head_size: float = parameter("1", 1e-3, 0.3, 2, "growth of that with head size over 128")
-    block: float = parameter("s", 5e-9, 2e-7, 5e-6, "least time of a block of keys")
+    few: float = parameter(
+        "1", 0.05, 1, 3, "that of a group too small for matrix instructions, in times of another"
+    )
+    block: float = parameter("clock", 10, 400, 1e4, "least time of a block of keys")
     core_rate: float = parameter(
         "byte/FLOP", 3e-4, 6e-3, 1, "what a core can load per FLOP of its bf16 peak"
     )
@@ -84,8 +89,8 @@ class DecodeParameters:
     cache_bandwidth: float = parameter("1", 0.3, 2, 50, "L2 bandwidth in memory bandwidths")
     cache_fraction: float = parameter("1", 0.2, 0.85, 1.6, "part of L2 that keeps the KV cache")
     sharpness: float = parameter("1", 1, 3, 12, "exponent joining tiles and memory")
-    merge: float = parameter("s", 1e-8, 2e-6, 2e-5, "merging the parts of a split context")
-    miss: float = parameter("s", 1e-8, 3e-6, 2e-5, "extra latency when the KV cache is not in L2")
+    merge: float = parameter("clock", 20, 4e3, 4e4, "merging the parts of a split context")
+    miss: float = parameter("clock", 20, 6e3, 4e4, "extra latency when the KV cache is not in L2")
     compute_efficiency: float = parameter("1", 0.02, 0.5, 1.2, "reached part of the matrix peak")
     write_rate: float = parameter(
         "1",
@@ -180,7 +185,12 @@ def decode(shape: AttentionShape, chip: KernelChip, params: DecodeParameters) ->
     window = _window(shape)
     context = np.minimum(shape.context, window)
     token = shape.head_dim * shape.kv_bytes
-    memory, missed = _decode_memory(shape, context, chip, params)
+    kept = 2 * shape.batch * shape.kv_heads * context * token
+    moved = TENSOR_BYTES * shape.batch * shape.seq * shape.head_dim
+    moved = moved * 2 * (shape.heads + shape.kv_heads)
+    hit = resident(kept + moved, params.cache_fraction * chip.cache.capacity, RESIDENT)
+    memory = (kept + moved) * ((1 - hit) / params.memory_efficiency + hit / params.cache_bandwidth)
+    memory = memory / chip.memory_bandwidth
     packed = shape.seq * shape.heads / shape.kv_heads
     tiles = shape.batch * shape.kv_heads * np.ceil(packed / DECODE_ROWS)
     blocks = np.ceil(context / DECODE_BLOCK)
@@ -188,33 +198,21 @@ def decode(shape: AttentionShape, chip: KernelChip, params: DecodeParameters) ->
     load = 2 * np.minimum(DECODE_BLOCK, context) * token / (params.core_rate * core)
     flop = 4 * np.clip(packed, LEAST_ROWS, DECODE_ROWS) * DECODE_BLOCK * shape.head_dim
     speed = chip.rate(shape.dtype) / chip.cores * params.compute_efficiency
-    block = np.maximum(np.maximum(params.block, load), flop / speed)
-    tile = params.tile * np.maximum(1 + params.head_size * (shape.head_dim / 128 - 1), 0.1)
+    block = np.maximum(np.maximum(params.block / chip.clock, load), flop / speed)
+    tile = params.tile / chip.clock * np.where(packed < MATRIX_GROUP, params.few, 1.0)
+    tile = tile * np.maximum(1 + params.head_size * (shape.head_dim / 128 - 1), 0.1)
     whole = np.ceil(tiles / chip.cores) * (tile + blocks * block)
     split = np.clip(np.floor(chip.cores / tiles), 1, blocks)
-    parts = tile + np.ceil(blocks / split) * block + params.merge
+    parts = tile + np.ceil(blocks / split) * block + params.merge / chip.clock
     busy = np.where(split > 1, np.minimum(whole, parts), whole)
-    moved = TENSOR_BYTES * shape.batch * shape.seq * shape.head_dim
-    moved = moved * 2 * (shape.heads + shape.kv_heads)
     write = moved / (chip.memory_bandwidth * params.write_rate)
-    start = params.launch + missed + write
+    start = (params.launch + params.miss * (1 - hit)) / chip.clock + write
     limiter = largest(
         (Limiter.MEMORY, memory + write), (Limiter.LAUNCH, start - write + tile),
         (Limiter.COMPUTE, np.where(flop / speed >= block, busy, 0)),
         (Limiter.CACHE, np.where(flop / speed < block, busy - tile, 0)),
     )  # fmt: skip
     return KernelTime(start + soft_max(busy, memory, params.sharpness), limiter)
-
-
-def _decode_memory(
-    shape: AttentionShape, context: Any, chip: KernelChip, params: DecodeParameters
-) -> tuple[Any, Any]:
-    """Return the time to read the KV cache, and the latency of missing L2."""
-    nbytes = 2 * shape.batch * shape.kv_heads * context * shape.head_dim * shape.kv_bytes
-    hit = resident(nbytes, params.cache_fraction * chip.cache.capacity, 12.0)
-    far = (1 - hit) / params.memory_efficiency
-    time = nbytes / chip.memory_bandwidth * (far + hit / params.cache_bandwidth)
-    return time, params.miss * (1 - hit)
 
 
 def attention_features(shape: AttentionShape, chip: KernelChip) -> dict[str, Any]:

@@ -46,8 +46,8 @@ class Work(NamedTuple):
 class Parameter(NamedTuple):
     """A fitted number: its unit, its physical bounds, where a fit starts, what it means.
 
-    Of a `switch` a kernel has one end or the other: fits start from both bounds, and what other
-    chips have says nothing.
+    Where kernels of several kinds exist, fits try all `starts`, and what other chips have says
+    nothing.
     """
 
     name: str
@@ -56,14 +56,20 @@ class Parameter(NamedTuple):
     upper: float
     start: float
     meaning: str
-    switch: bool
+    starts: tuple[float, ...]
 
 
 def parameter(
-    unit: str, lower: float, start: float, upper: float, meaning: str, *, switch: bool = False
+    unit: str,
+    lower: float,
+    start: float,
+    upper: float,
+    meaning: str,
+    *,
+    starts: tuple[float, ...] = (),
 ) -> Any:
     """Declare a fitted parameter as a dataclass field; its start is the default."""
-    data = {"unit": unit, "lower": lower, "upper": upper, "meaning": meaning, "switch": switch}
+    data = {"unit": unit, "lower": lower, "upper": upper, "meaning": meaning, "starts": starts}
     return field(default=start, metadata=data)
 
 
@@ -77,7 +83,7 @@ def declared(kind: type) -> tuple[Parameter, ...]:
             f.metadata["upper"],
             float(str(f.default)),
             f.metadata["meaning"],
-            f.metadata["switch"],
+            f.metadata["starts"],
         )
         for f in fields(kind)
     )

@@ -28,6 +28,7 @@ from opgraph.kernels.kernel import (
 BLOCK = 64.0  # tokens per step (FlashMLA page)
 HEAD_TILES = (64.0, 128.0)  # query heads that one tile packs
 NARROW = 16.0  # query heads of a narrow tile: heads as columns of the product
+OVERLAP = 4.0  # exponent joining the load, the products and the least time of a block
 SWITCH = 16.0  # exponent of the soft step from narrow to tall tiles
 
 
@@ -54,9 +55,9 @@ class MlaShape(NamedTuple):
 class MlaDecodeParameters:
     """Parameters of `mla_decode`."""
 
-    launch: float = parameter("s", 1e-6, 9e-6, 6e-5, "launch and drain, paid once")
-    tile: float = parameter("s", 5e-8, 2e-6, 3e-5, "start and end of a tile")
-    block: float = parameter("s", 5e-9, 3e-7, 1e-5, "least time of a block of tokens")
+    launch: float = parameter("clock", 2e3, 1.7e4, 1e5, "launch and drain, paid once")
+    tile: float = parameter("clock", 100, 4e3, 5e4, "start and end of a tile")
+    block: float = parameter("clock", 10, 600, 2e4, "least time of a block of tokens")
     core_rate: float = parameter(
         "byte/FLOP", 3e-4, 0.012, 1, "what a core can load per FLOP of its bf16 peak"
     )
@@ -65,12 +66,20 @@ class MlaDecodeParameters:
     cache_fraction: float = parameter("1", 0.2, 0.9, 1.6, "part of L2 that keeps the KV cache")
     sharpness: float = parameter("1", 1, 3, 12, "exponent joining tiles and memory")
     parts: float = parameter(
-        "1", 1, 1024, 1024, "most parts that the kernel splits a context into", switch=True
+        "1", 1, 1024, 1024, "most parts that the kernel splits a context into", starts=(1, 1024)
     )
-    merge: float = parameter("s", 1e-8, 2e-6, 3e-5, "merging the parts of a split context")
-    miss: float = parameter("s", 1e-8, 3e-6, 3e-5, "extra latency when the KV cache is not in L2")
+    merge: float = parameter("clock", 20, 4e3, 5e4, "merging the parts of a split context")
+    idle: float = parameter(
+        "clock", 100, 2e3, 1e6, "a core's time for the parts without work that a tile starts"
+    )
+    miss: float = parameter("clock", 20, 6e3, 5e4, "extra latency when the KV cache is not in L2")
     compute_efficiency: float = parameter("1", 0.05, 0.6, 1.2, "reached part of the matrix peak")
-    narrow_rows: float = parameter("1", 4, 32, 200, "query heads up to which tiles are narrow")
+    narrow_rows: float = parameter(
+        "1", 4, 32, 200, "query heads up to which tiles are narrow", starts=(32, 128)
+    )
+    apart: float = parameter(
+        "1", 1e-3, 0.1, 1, "part of a further wave's narrow tiles that read from memory again"
+    )
     write_rate: float = parameter(
         "1", 0.01, 0.4, 50, "rate of the pass over queries and outputs, in memory bandwidths"
     )
@@ -90,17 +99,19 @@ def mla_decode(shape: MlaShape, chip: KernelChip, params: MlaDecodeParameters) -
     rows = shape.heads * shape.seq
     nbytes = shape.batch * shape.context * (shape.latent + shape.rope) * shape.kv_bytes
     hit = resident(nbytes, params.cache_fraction * chip.cache.capacity, 12.0)
-    far = nbytes * (1 - hit) / (chip.memory_bandwidth * params.memory_efficiency)
-    near = nbytes / (chip.memory_bandwidth * params.cache_bandwidth)
     options = [_decode_tiles(shape, rows, tall, chip, params) for tall in HEAD_TILES]
     tall, narrow = np.minimum(*options), _decode_tiles(shape, rows, NARROW, chip, params)
     few = resident(rows, params.narrow_rows, SWITCH)  # 1 where the kernel takes narrow tiles
-    again = few * (np.ceil(rows / NARROW) - 1)  # each further narrow tile reads the cache again
+    groups = np.ceil(rows / NARROW)  # narrow tiles read the cache again, those of other waves
+    waves = np.clip(shape.batch * groups / chip.cores, 1, groups)  # perhaps from memory
+    far = (1 - hit) * (1 + few * params.apart * (waves - 1))
+    near = hit + few * (groups - 1)
     busy = tall ** (1 - few) * narrow**few
-    memory = far + near * (hit + again)
+    memory = far / params.memory_efficiency + near / params.cache_bandwidth
+    memory = memory * nbytes / chip.memory_bandwidth
     moved = shape.batch * rows * (2 * shape.latent + shape.rope) * OUTPUT_BYTES
     write = moved / (chip.memory_bandwidth * params.write_rate)
-    start = params.launch + write + params.miss * (1 - hit)
+    start = (params.launch + params.miss * (1 - hit)) / chip.clock + write
     limiter = largest((Limiter.COMPUTE, busy), (Limiter.MEMORY, memory + write),
                       (Limiter.LAUNCH, start - write))  # fmt: skip
     return KernelTime(start + soft_max(busy, memory, params.sharpness), limiter)
@@ -117,11 +128,13 @@ def _decode_tiles(
     load = BLOCK * (shape.latent + shape.rope) * shape.kv_bytes / (params.core_rate * core)
     flop = 2 * np.clip(rows, NARROW, tall) * BLOCK * (2 * shape.latent + shape.rope)
     speed = chip.rate(shape.dtype) / chip.cores * params.compute_efficiency
-    block = np.maximum(np.maximum(params.block, load), flop / speed)
-    whole = np.ceil(tiles / chip.cores) * (params.tile + blocks * block)
+    block = soft_max(soft_max(params.block / chip.clock, load, OVERLAP), flop / speed, OVERLAP)
+    tile = params.tile / chip.clock
+    whole = np.ceil(tiles / chip.cores) * (tile + blocks * block)
     split = np.clip(np.floor(chip.cores / tiles), 1, np.minimum(blocks, params.parts))
-    parts = params.tile + np.ceil(blocks / split) * block + params.merge
-    return np.where(split > 1, np.minimum(whole, parts), whole)
+    parts = tile + np.ceil(blocks / split) * block + params.merge / chip.clock
+    idle = tiles / chip.cores * params.idle / chip.clock
+    return np.where(split > 1, np.minimum(whole, parts), whole) + idle
 
 
 def expanded(shape: MlaShape) -> AttentionShape:
