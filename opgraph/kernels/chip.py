@@ -27,6 +27,7 @@ class KernelChip:
     cores: Any
     clock: Any
     exponentials: Any
+    matrix_rows: Any
     cache: "Memory"
     link_bandwidth: Any
 
@@ -51,6 +52,7 @@ def kernel_chip(chip: "Chip") -> KernelChip:
         cores=cores,
         clock=clock,
         exponentials=chip.exponentials,
+        matrix_rows=chip.matrix_rows,
         cache=cache,
         link_bandwidth=None if chip.scale_up is None else chip.scale_up.bandwidth,
     )
