@@ -22,6 +22,7 @@ from opgraph.kernels.kernel import (
     soft_max,
 )
 
+TILE_ROWS = 128.0  # query rows that the time of a tile's ends is stated for
 GROUP_ROWS = 64.0  # rows of a matrix instruction that a group of four warps issues together
 SHORT_ROW = 64.0  # bytes of a query's row, up to which twice as many warps share a tile
 HEAD_SIZES = (64.0, 128.0, 192.0, 256.0)  # that prefill kernels are compiled for
@@ -56,7 +57,7 @@ class PrefillParameters:
     """Parameters of `prefill`."""
 
     launch: float = parameter("s", 5e-7, 1e-5, 8e-5, "launch and drain, paid once")
-    tile: float = parameter("s", 1e-8, 1.5e-6, 2e-5, "start and end of a query tile")
+    tile: float = parameter("s", 1e-8, 1.5e-6, 2e-5, "start and end of 128 rows of a tile")
     block: float = parameter("s", 5e-9, 3e-7, 1e-5, "least time of a block of keys")
     compute_efficiency: float = parameter("1", 0.1, 0.75, 1.1, "reached part of the matrix peak")
     exponential_rate: float = parameter("1", 0.02, 0.7, 5, "exponentials per special-function slot")
@@ -192,8 +193,9 @@ def prefill(
     block = np.maximum(soft_max(product, exponential, params.overlap), params.block)
     edge = 2 * tall / keys * (params.masked - 1)  # diagonal and far edge, as high as the tile
     edge = np.where(_window(shape) < shape.context, edge, 0.0)
-    even = tiles * (params.tile + (blocks + edge) * block) / chip.cores
-    critical = params.tile + (longest + edge) * block
+    ends = params.tile * tall / TILE_ROWS
+    even = tiles * (ends + (blocks + edge) * block) / chip.cores
+    critical = ends + (longest + edge) * block
     busy = np.where(tiles > chip.cores, np.maximum(even + params.tail * critical, critical),
                     critical)  # fmt: skip
     work = attention_work(shape)
