@@ -17,7 +17,7 @@ from opgraph.kernels.smooth_roofline import SmoothRoofline, smooth_roofline
 from validation.chips import MEASURED, alike
 from validation.classes import CLASSES
 from validation.datasets import Sample, load, take
-from validation.fitting import Prior, fit_parameters, fit_residual
+from validation.fitting import SPREAD, Prior, fit_parameters, fit_residual
 from validation.splits import Split, splits, subset
 
 FIT_ROWS = 1500
@@ -25,6 +25,7 @@ RESIDUAL_ROWS = 20000
 SCATTER_ROWS = 4000
 POOL_ROWS = 300  # of each chip, for the parameters that travel
 FIRST_SPREAD = 1.0  # spread of the prior of the first pass, in ln
+ONE_CHIP = 0.2  # least spread of a prior that one other chip gives, in ln
 FREE_SPREAD = 3.0  # of the four numbers of the smooth roofline: as good as none
 
 
@@ -128,21 +129,18 @@ def fit_corrected(case: Case, rows: np.ndarray, tiled: Any) -> Residual | None:
 def relatives(case: Case, found: Mapping[tuple[str, str], Any]) -> Prior | None:
     """Return the median and spread of what the other chips found, for the same format.
 
-    Formats with fewer than two other chips lean on the other chips' other formats.
+    Formats with fewer than two other chips lean on the other chips' other formats. Those of one
+    chip alone say little of how far apart chips are: their spread is at least ONE_CHIP.
     """
-    kernel = CLASSES[case.op].kernel
-    others = [
-        fit
-        for (chip, dtype), fit in found.items()
-        if chip != case.chip_name and dtype == case.dtype and alike(chip, case.chip_name)
-    ]
+    kind = CLASSES[case.op].kernel.parameters
+    others = {key: fit for key, fit in found.items()
+              if key[0] != case.chip_name and alike(key[0], case.chip_name)}  # fmt: skip
+    same = {key: fit for key, fit in others.items() if key[1] == case.dtype}
+    others = same if len(same) > 1 else others
     if len(others) < 2:
-        others = [
-            fit
-            for (chip, _), fit in found.items()
-            if chip != case.chip_name and alike(chip, case.chip_name)
-        ]
-    return Prior.of(kernel.parameters, others) if len(others) > 1 else None
+        return None
+    alone = len({chip for chip, _ in others}) == 1
+    return Prior.of(kind, list(others.values()), ONE_CHIP if alone else SPREAD[0])
 
 
 def pooled(op: str, members: list[Case]) -> Pool:
