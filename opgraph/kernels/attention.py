@@ -58,7 +58,7 @@ class PrefillParameters:
 
     launch: float = parameter("s", 5e-7, 1e-5, 8e-5, "launch and drain, paid once")
     tile: float = parameter("s", 1e-8, 1.5e-6, 2e-5, "start and end of 128 rows of a tile")
-    block: float = parameter("s", 5e-9, 3e-7, 1e-5, "least time of a block of keys")
+    padding: float = parameter("1", 0.01, 0.1, 1, "least part of a block that is computed")
     compute_efficiency: float = parameter("1", 0.1, 0.75, 1.1, "reached part of the matrix peak")
     exponential_rate: float = parameter("1", 0.02, 0.7, 5, "exponentials per special-function slot")
     overlap: float = parameter("1", 1, 3, 12, "exponent joining products and exponentials")
@@ -170,6 +170,13 @@ def _blocks(shape: AttentionShape, rows: Any, keys: Any, waste: Any) -> tuple[An
     return np.where(tiles <= 1, longest, np.minimum(mean, longest)), longest
 
 
+def _pace(footprint: Any, chip: KernelChip, params: PrefillParameters) -> Any:
+    """Return the time per byte of tensors of which so many bytes are in use at once."""
+    far = 1 - resident(footprint, params.cache_fraction * chip.cache.capacity, CACHE_STEP)
+    near = 1 / params.cache_bandwidth
+    return np.maximum(far / params.memory_efficiency, near) / chip.memory_bandwidth
+
+
 def prefill(
     shape: AttentionShape, chip: KernelChip, params: PrefillParameters, kept: Any
 ) -> KernelTime:
@@ -184,13 +191,14 @@ def prefill(
     tiles = shape.batch * shape.heads * np.ceil(shape.seq / tall)
     used = np.clip(shape.seq, chip.matrix_rows, tall)
     used = used * np.clip(shape.context, LEAST_ROWS, keys)  # query × key pairs of a block
+    used = np.maximum(used, params.padding * tall * keys)
     flop = 4 * used * shape.head_dim
     load = tiles * blocks * flop / peak
     speed = peak / chip.cores * params.compute_efficiency
     speed = speed * (1 - params.throttle * load / (load + params.throttle_time))
     product = flop / speed
     exponential = used / (params.exponential_rate * chip.exponentials * chip.clock)
-    block = np.maximum(soft_max(product, exponential, params.overlap), params.block)
+    block = soft_max(product, exponential, params.overlap)
     edge = 2 * tall / keys * (params.masked - 1)  # diagonal and far edge, as high as the tile
     edge = np.where(_window(shape) < shape.context, edge, 0.0)
     ends = params.tile * tall / TILE_ROWS
@@ -200,10 +208,7 @@ def prefill(
                     critical)  # fmt: skip
     work = attention_work(shape)
     fresh = TENSOR_BYTES * shape.batch * shape.seq * kept
-    capacity = params.cache_fraction * chip.cache.capacity
-    far = 1 - resident(work.nbytes + fresh, capacity, CACHE_STEP)
-    pace = np.maximum(far / params.memory_efficiency, 1 / params.cache_bandwidth)
-    pace = pace / chip.memory_bandwidth
+    pace = _pace(work.nbytes + fresh, chip, params)
     queries = TENSOR_BYTES * shape.batch * shape.seq * shape.heads * shape.head_dim
     memory, write = work.nbytes * pace, 2 * (queries + fresh) * params.written * pace
     start = params.launch + write
