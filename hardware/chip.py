@@ -58,6 +58,11 @@ _UNITS = {
 # of arithmetic throughput); what is assumed of a chip of which nothing is said
 EXPONENTIALS = 16.0
 
+# least of wgmma and tcgen05.mma, Hopper's and data-centre Blackwell's (PTX ISA, "Asynchronous
+# Warpgroup Level Matrix Instructions" and "TensorCore 5th Generation"); what is assumed of a chip
+# of which nothing is said
+MATRIX_ROWS = 64.0
+
 DTYPES = tuple(_WIDER)
 Dtype: TypeAlias = Annotated[str, one_of(DTYPES)]
 
@@ -105,13 +110,14 @@ class Chip:
     FLOP). vector: FLOP/s of the vector units in fp32. memory: nearest tier first; the
     first is the main memory. cores: SMs, compute units, tensor cores. clock: Hz at which the
     peaks hold. boost: the highest clock in times of it, which short kernels reach.
-    exponentials: that a core's special-function units start per clock. cache: what all
-    cores share on chip. power: thermal design power, W. cores, clock, cache and power are
-    None where unpublished. energy: joules of what it does, None where
-    nothing is known; dies: its logic dies, none where unpublished. scale_up: the links to
-    the other chips of a domain of at most max_scale_up, wired as fabric says; scale_out:
-    the network interface beyond it. transfers: the cores that move data between chips;
-    None where engines of their own do, or where nobody has published it.
+    exponentials: that a core's special-function units start per clock. matrix_rows: of the
+    least tile that a matrix instruction takes. cache: what all cores share on chip. power:
+    thermal design power, W. cores, clock, cache and power are None where unpublished. energy:
+    joules of what it does, None where nothing is known; dies: its logic dies, none where
+    unpublished. scale_up: the links to the other chips of a domain of at most max_scale_up,
+    wired as fabric says; scale_out: the network interface beyond it. transfers: the cores that
+    move data between chips; None where engines of their own do, or where nobody has published
+    it.
 
     Raises SpecError if a number is not finite and positive.
     """
@@ -126,6 +132,7 @@ class Chip:
     clock: Hertz | None = None
     boost: Factor = 1.0
     exponentials: Factor = EXPONENTIALS
+    matrix_rows: Factor = MATRIX_ROWS
     cache: Memory | None = None
     power: Watts | None = None
     energy: Energy | None = None
@@ -147,7 +154,7 @@ class Chip:
             raise SpecError(f"max_scale_up of {self.name} needs a 'scale_up' link")
         check_positive(
             self.name, vector=self.vector, cores=self.cores, clock=self.clock, power=self.power,
-            boost=self.boost, exponentials=self.exponentials,
+            boost=self.boost, exponentials=self.exponentials, matrix_rows=self.matrix_rows,
         )  # fmt: skip
         check_positive(self.name, **self.matrix)
         if self.energy is not None:

@@ -17,7 +17,7 @@ from opgraph.kernels.smooth_roofline import SmoothRoofline, smooth_roofline
 from validation.chips import MEASURED, alike
 from validation.classes import CLASSES
 from validation.datasets import CURRENT, Sample, current, load, take
-from validation.fitting import Prior, fit_parameters, fit_residual
+from validation.fitting import SPREAD, Prior, fit_parameters, fit_residual
 from validation.splits import Split, splits, subset
 
 FIT_ROWS = 1500
@@ -25,6 +25,7 @@ RESIDUAL_ROWS = 20000
 SCATTER_ROWS = 4000
 POOL_ROWS = 300  # of each chip, for the parameters that travel
 FIRST_SPREAD = 1.0  # spread of the prior of the first pass, in ln
+ONE_CHIP = 0.2  # least spread of a prior that one other chip gives, in ln
 FREE_SPREAD = 3.0  # of the four numbers of the smooth roofline: as good as none
 
 
@@ -128,7 +129,8 @@ def fit_corrected(case: Case, rows: np.ndarray, tiled: Any) -> Residual | None:
 def relatives(case: Case, found: Mapping[tuple[str, str], Any]) -> Prior | None:
     """Return the median and spread of what the other chips found, for the same format.
 
-    Formats with fewer than two other chips lean on the other chips' other formats.
+    Formats with fewer than two other chips lean on the other chips' other formats. Those of one
+    chip alone say little of how far apart chips are: their spread is at least ONE_CHIP.
     """
     kernel, dataset = CLASSES[case.op]
     kin = {
@@ -136,12 +138,12 @@ def relatives(case: Case, found: Mapping[tuple[str, str], Any]) -> Prior | None:
         for key, fit in found.items()
         if key[0] != case.chip_name and alike(key[0], case.chip_name)
     }
+    same = [fit for (_, dtype), fit in kin.items() if dtype == case.dtype]
+    others = same if len(same) > 1 else list(kin.values())
     if dataset.tuner:
         others = generations(case, kin)
-    else:
-        others = [fit for (_, dtype), fit in kin.items() if dtype == case.dtype]
-        others = others if len(others) > 1 else list(kin.values())
-    return Prior.of(kernel.parameters, others) if len(others) > 1 else None
+    least = ONE_CHIP if len({chip for chip, _ in kin}) == 1 else SPREAD[0]
+    return Prior.of(kernel.parameters, others, least) if len(others) > 1 else None
 
 
 def generations(case: Case, kin: Mapping[tuple[str, str], Any]) -> list[Any]:

@@ -30,12 +30,12 @@ class Prior(NamedTuple):
     spread: Any
 
     @classmethod
-    def of(cls, kind: type, found: Sequence[Any]) -> "Prior":
+    def of(cls, kind: type, found: Sequence[Any], least: float = SPREAD[0]) -> "Prior":
         """Return the median of several fits with their spread (of a normal distribution)."""
         logs = {p.name: np.log([getattr(fit, p.name) for fit in found]) for p in declared(kind)}
         centre = kind(**{name: float(np.exp(np.median(v))) for name, v in logs.items()})
-        spread = {name: float(np.clip(NORMAL * np.median(np.abs(v - np.median(v))), *SPREAD))
-                  for name, v in logs.items()}  # fmt: skip
+        apart = {name: NORMAL * np.median(np.abs(v - np.median(v))) for name, v in logs.items()}
+        spread = {name: float(np.clip(v, least, SPREAD[1])) for name, v in apart.items()}
         return cls(centre, spread)
 
 

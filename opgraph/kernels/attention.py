@@ -5,7 +5,7 @@ matrix products and the exponentials of softmax run on different units. Decode s
 one sequence over idle cores (Flash-Decoding, 2023) and packs the query heads that share a KV head.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,12 @@ from opgraph.kernels.kernel import (
     soft_max,
 )
 
-TENSOR_ROWS = 64.0  # rows of the smallest warp-group matrix instruction
+TILE_ROWS = 128.0  # query rows that the time of a tile's ends is stated for
+GROUP_ROWS = 64.0  # rows of a matrix instruction that a group of four warps issues together
+SHORT_ROW = 64.0  # bytes of a query's row, up to which twice as many warps share a tile
+HEAD_SIZES = (64.0, 128.0, 192.0, 256.0)  # that prefill kernels are compiled for
+PREFILL_BLOCK = 128.0  # keys per step of the prefill kernel
+CACHE_STEP = 3.0  # how sharply prefill's traffic leaves L2: a pass between two others, no cycle
 TENSOR_BYTES = 2.0  # queries, new keys and values, and outputs are 16 bits wide
 DECODE_BLOCK = 128.0  # keys per step of the decode kernel
 DECODE_ROWS = 64.0  # query rows (heads that share a KV head) that one decode tile packs
@@ -54,21 +59,39 @@ class PrefillParameters:
     """Parameters of `prefill`."""
 
     launch: float = parameter("s", 5e-7, 1e-5, 8e-5, "launch and drain, paid once")
-    tile: float = parameter("s", 1e-8, 1.5e-6, 2e-5, "start and end of a query tile")
-    block: float = parameter("s", 5e-9, 3e-7, 1e-5, "least time of a block of keys")
+    tile: float = parameter("s", 1e-8, 1.5e-6, 2e-5, "start and end of 128 rows of a tile")
+    padding: float = parameter("1", 0.01, 0.1, 1, "least part of a block that is computed")
     compute_efficiency: float = parameter("1", 0.1, 0.75, 1.1, "reached part of the matrix peak")
     exponential_rate: float = parameter("1", 0.02, 0.7, 5, "exponentials per special-function slot")
     overlap: float = parameter("1", 1, 3, 12, "exponent joining products and exponentials")
     memory_efficiency: float = parameter("1", 0.3, 0.8, 1.05, "reached part of memory bandwidth")
+    cache_bandwidth: float = parameter("1", 0.3, 2, 50, "L2 bandwidth in memory bandwidths")
+    cache_fraction: float = parameter("1", 0.2, 0.85, 1.6, "part of L2 that keeps the tensors")
     sharpness: float = parameter("1", 1, 3, 12, "exponent joining tiles and memory")
-    write_rate: float = parameter(
-        "1", 0.01, 1, 50, "rate of the pass that writes new keys and rotates, in memory bandwidths"
+    written: float = parameter(
+        "1", 0.01, 1, 3, "times that queries and what is cached are moved to be rotated and cached"
     )
     throttle: float = parameter("1", 1e-4, 0.1, 0.4, "rate lost under sustained load (power)")
     throttle_time: float = parameter("s", 2e-5, 5e-4, 1e-1, "load at which half of it is lost")
-    window_waste: float = parameter("1", 0.2, 1, 4, "keys visited per key of the window")
-    masked: float = parameter("1", 0.7, 1, 4, "time of a block under a window, in times of another")
+    window_waste: float = parameter(
+        "1", 0.2, 1, 6, "keys visited beyond the window, per row of a tile"
+    )
+    masked: float = parameter(
+        "1", 0.7, 1, 4, "time of a block at an edge of a window, in times of another"
+    )
     tail: float = parameter("1", 1e-3, 0.3, 1.5, "part of the longest tile left over at the end")
+
+
+@dataclass(frozen=True)
+class SizedParameters(PrefillParameters):
+    """Parameters of `attention_prefill`: of the kernels compiled for other head sizes than 128."""
+
+    compute_64: float = parameter("1", 0.1, 0.75, 1.1, "compute_efficiency with a head size of 64")
+    compute_192: float = parameter("1", 0.1, 0.75, 1.1, "compute_efficiency with 192")
+    compute_256: float = parameter("1", 0.1, 0.75, 1.1, "compute_efficiency with 256")
+    tile_64: float = parameter("s", 1e-8, 1.5e-6, 2e-5, "tile with a head size of 64")
+    tile_192: float = parameter("s", 1e-8, 1.5e-6, 2e-5, "tile with 192")
+    tile_256: float = parameter("s", 1e-8, 1.5e-6, 2e-5, "tile with 256")
 
 
 @dataclass(frozen=True)
@@ -128,18 +151,21 @@ def attention_work(shape: AttentionShape) -> Work:
     return Work(flop, kv + rows, shape.dtype)
 
 
-def _tile_sizes(head_dim: Any) -> tuple[Any, Any]:
-    """Return query rows and keys of a tile (FlashAttention-3, hdim table of its launcher)."""
-    small = [np.asarray(head_dim) <= limit for limit in (64, 128, 192)]
-    return np.select(small, (192.0, 128.0, 128.0), 128.0), np.select(
-        small, (128.0, 128.0, 96.0), 80.0
-    )
+def _tile_rows(shape: AttentionShape, chip: KernelChip) -> Any:
+    """Return query rows of a tile.
+
+    Two groups of 64 (FlashAttention-3), or four warps of 16 (FlashAttention-2), eight where
+    rows are short.
+    """
+    row = np.asarray(shape.head_dim) * (1 if shape.dtype == "fp8" else TENSOR_BYTES)
+    warps = np.where(row <= SHORT_ROW, 8, 4)
+    return np.where(chip.matrix_rows < GROUP_ROWS, warps, 2) * chip.matrix_rows
 
 
 def _blocks(shape: AttentionShape, rows: Any, keys: Any, waste: Any) -> tuple[Any, Any]:
     """Return key blocks per query tile under the causal mask: on average, and of the last tile."""
     tiles = np.ceil(shape.seq / rows)
-    window = np.where(np.asarray(shape.window) > 0, shape.window * waste + rows, NO_WINDOW) / keys
+    window = np.where(np.asarray(shape.window) > 0, shape.window + waste * rows, NO_WINDOW) / keys
     before = (shape.context - shape.seq) / keys
     step = rows / keys
     ramp = np.clip((window - before) / step, 0, tiles)  # tiles that do not fill the window
@@ -149,35 +175,65 @@ def _blocks(shape: AttentionShape, rows: Any, keys: Any, waste: Any) -> tuple[An
     return np.where(tiles <= 1, longest, np.minimum(mean, longest)), longest
 
 
-def prefill(shape: AttentionShape, chip: KernelChip, params: PrefillParameters) -> KernelTime:
-    """Return the time of causal attention of many new tokens."""
+def _pace(footprint: Any, chip: KernelChip, params: PrefillParameters) -> Any:
+    """Return the time per byte of tensors of which so many bytes are in use at once."""
+    far = 1 - resident(footprint, params.cache_fraction * chip.cache.capacity, CACHE_STEP)
+    near = 1 / params.cache_bandwidth
+    return np.maximum(far / params.memory_efficiency, near) / chip.memory_bandwidth
+
+
+def prefill(
+    shape: AttentionShape, chip: KernelChip, params: PrefillParameters, kept: Any
+) -> KernelTime:
+    """Return the time of causal attention of many new tokens.
+
+    `kept`: numbers per token that the pass before writes to the cache. All passes move their
+    tensors through L2 and, as far as these do not fit together, through memory.
+    """
     peak = chip.rate(shape.dtype)
-    tall, keys = _tile_sizes(shape.head_dim)
+    tall, keys = _tile_rows(shape, chip), PREFILL_BLOCK
     blocks, longest = _blocks(shape, tall, keys, params.window_waste)
     tiles = shape.batch * shape.heads * np.ceil(shape.seq / tall)
-    used = np.clip(np.minimum(shape.seq, tall), TENSOR_ROWS, tall)
-    used = used * np.clip(shape.context, TENSOR_ROWS, keys)  # query × key pairs of a block
+    used = np.clip(shape.seq, chip.matrix_rows, tall)
+    used = used * np.clip(shape.context, LEAST_ROWS, keys)  # query × key pairs of a block
+    used = np.maximum(used, params.padding * tall * keys)
     flop = 4 * used * shape.head_dim
     load = tiles * blocks * flop / peak
     speed = peak / chip.cores * params.compute_efficiency
     speed = speed * (1 - params.throttle * load / (load + params.throttle_time))
     product = flop / speed
     exponential = used / (params.exponential_rate * chip.exponentials * chip.clock)
-    block = np.maximum(soft_max(product, exponential, params.overlap), params.block)
-    block = block * np.where(np.asarray(shape.window) > 0, params.masked, 1.0)
-    even = tiles * (params.tile + blocks * block) / chip.cores
-    critical = params.tile + longest * block
+    block = soft_max(product, exponential, params.overlap)
+    edge = 2 * tall / keys * (params.masked - 1)  # diagonal and far edge, as high as the tile
+    edge = np.where(_window(shape) < shape.context, edge, 0.0)
+    ends = params.tile * tall / TILE_ROWS
+    even = tiles * (ends + (blocks + edge) * block) / chip.cores
+    critical = ends + (longest + edge) * block
     busy = np.where(tiles > chip.cores, np.maximum(even + params.tail * critical, critical),
                     critical)  # fmt: skip
     work = attention_work(shape)
-    memory = work.nbytes / (chip.memory_bandwidth * params.memory_efficiency)
-    moved = shape.heads + 2 * shape.kv_heads
-    moved = 2 * TENSOR_BYTES * shape.batch * shape.seq * moved * shape.head_dim
-    write = moved / (chip.memory_bandwidth * params.write_rate)
+    fresh = TENSOR_BYTES * shape.batch * shape.seq * kept
+    pace = _pace(work.nbytes + fresh, chip, params)
+    queries = TENSOR_BYTES * shape.batch * shape.seq * shape.heads * shape.head_dim
+    memory, write = work.nbytes * pace, 2 * (queries + fresh) * params.written * pace
     start = params.launch + write
     limiter = largest((Limiter.COMPUTE, busy), (Limiter.MEMORY, memory + write),
                       (Limiter.LAUNCH, params.launch))  # fmt: skip
     return KernelTime(start + soft_max(busy, memory, params.sharpness), limiter)
+
+
+def attention_prefill(
+    shape: AttentionShape, chip: KernelChip, params: SizedParameters
+) -> KernelTime:
+    """Return the time of causal attention by the kernel compiled for its head size."""
+    speeds = params.compute_64, params.compute_efficiency, params.compute_192, params.compute_256
+    starts = params.tile_64, params.tile, params.tile_192, params.tile_256
+    own = replace(
+        params,
+        compute_efficiency=np.interp(shape.head_dim, HEAD_SIZES, speeds),
+        tile=np.interp(shape.head_dim, HEAD_SIZES, starts),
+    )
+    return prefill(shape, chip, own, 2 * shape.kv_heads * shape.head_dim)
 
 
 def decode(shape: AttentionShape, chip: KernelChip, params: DecodeParameters) -> KernelTime:
@@ -220,8 +276,7 @@ def attention_features(shape: AttentionShape, chip: KernelChip) -> dict[str, Any
     group = shape.heads / shape.kv_heads
     window = np.asarray(shape.window)
     context = np.minimum(shape.context, np.where(window > 0, window, NO_WINDOW))
-    tall, _ = _tile_sizes(shape.head_dim)
-    tiles = shape.batch * shape.heads * np.ceil(shape.seq / tall)
+    tiles = shape.batch * shape.heads * np.ceil(shape.seq / _tile_rows(shape, chip))
     kv_tiles = shape.batch * shape.kv_heads
     work = attention_work(shape)
     return {
@@ -253,7 +308,7 @@ def _split_fill(tiles: Any, chip: KernelChip) -> Any:
 
 SIZES = ("heads", "kv_heads", "head_dim", "window")
 PREFILL = Kernel(
-    "attention_prefill", PrefillParameters, attention_work, prefill, attention_features,
+    "attention_prefill", SizedParameters, attention_work, attention_prefill, attention_features,
     terms=(("batch", "heads", "seq"), ("seq", "group", "head_dim"), ("waves", "wave_fill", "seq"),
            ("window", "seq"), ("window", "head_dim"), ("group", "batch", "seq")),
     sizes=SIZES,

@@ -29,6 +29,7 @@ class KernelChip:
     clock: Any
     boost: Any
     exponentials: Any
+    matrix_rows: Any
     cache: "Memory"
     link_bandwidth: Any
     through_host: Any
@@ -59,6 +60,7 @@ def kernel_chip(chip: "Chip") -> KernelChip:
         clock=clock * chip.boost,
         boost=chip.boost,
         exponentials=chip.exponentials,
+        matrix_rows=chip.matrix_rows,
         cache=cache,
         link_bandwidth=None if chip.scale_up is None else chip.scale_up.bandwidth,
         through_host=chip.scale_up is not None and chip.scale_up.through_host,

@@ -146,7 +146,7 @@ def expanded(shape: MlaShape) -> AttentionShape:
 
 def mla_prefill(shape: MlaShape, chip: KernelChip, params: PrefillParameters) -> KernelTime:
     """Return the time of causal attention of many new tokens, keys and values expanded."""
-    return prefill(expanded(shape), chip, params)
+    return prefill(expanded(shape), chip, params, shape.latent + shape.rope)
 
 
 def mla_features(shape: MlaShape, chip: KernelChip) -> dict[str, Any]:
