@@ -26,6 +26,7 @@ TILE_ROWS = 128.0  # query rows that the time of a tile's ends is stated for
 GROUP_ROWS = 64.0  # rows of a matrix instruction that a group of four warps issues together
 SHORT_ROW = 64.0  # bytes of a query's row, up to which twice as many warps share a tile
 HEAD_SIZES = (64.0, 128.0, 192.0, 256.0)  # that prefill kernels are compiled for
+MOST = 1.1  # of the matrix peak that a kernel may seem to reach
 PREFILL_BLOCK = 128.0  # keys per step of the prefill kernel
 CACHE_STEP = 3.0  # how sharply prefill's traffic leaves L2: a pass between two others, no cycle
 TENSOR_BYTES = 2.0  # queries, new keys and values, and outputs are 16 bits wide
@@ -61,7 +62,7 @@ class PrefillParameters:
     launch: float = parameter("s", 5e-7, 1e-5, 8e-5, "launch and drain, paid once")
     tile: float = parameter("s", 1e-8, 1.5e-6, 2e-5, "start and end of 128 rows of a tile")
     padding: float = parameter("1", 0.01, 0.1, 1, "least part of a block that is computed")
-    compute_efficiency: float = parameter("1", 0.1, 0.75, 1.1, "reached part of the matrix peak")
+    compute_efficiency: float = parameter("1", 0.1, 0.75, MOST, "reached part of the matrix peak")
     exponential_rate: float = parameter("1", 0.02, 0.7, 5, "exponentials per special-function slot")
     overlap: float = parameter("1", 1, 3, 12, "exponent joining products and exponentials")
     memory_efficiency: float = parameter("1", 0.3, 0.8, 1.05, "reached part of memory bandwidth")
@@ -84,14 +85,14 @@ class PrefillParameters:
 
 @dataclass(frozen=True)
 class SizedParameters(PrefillParameters):
-    """Parameters of `attention_prefill`: of the kernels compiled for other head sizes than 128."""
+    """Parameters of `attention_prefill`: each head size has a kernel, all else is that of 128."""
 
-    compute_64: float = parameter("1", 0.1, 0.75, 1.1, "compute_efficiency with a head size of 64")
-    compute_192: float = parameter("1", 0.1, 0.75, 1.1, "compute_efficiency with 192")
-    compute_256: float = parameter("1", 0.1, 0.75, 1.1, "compute_efficiency with 256")
-    tile_64: float = parameter("s", 1e-8, 1.5e-6, 2e-5, "tile with a head size of 64")
-    tile_192: float = parameter("s", 1e-8, 1.5e-6, 2e-5, "tile with 192")
-    tile_256: float = parameter("s", 1e-8, 1.5e-6, 2e-5, "tile with 256")
+    compute_64: float = parameter("1", 0.1, 1, 4, "compute_efficiency of head size 64 over 128's")
+    compute_192: float = parameter("1", 0.1, 1, 4, "the same of 192")
+    compute_256: float = parameter("1", 0.1, 1, 4, "the same of 256")
+    tile_64: float = parameter("1", 0.02, 1, 50, "tile of head size 64 over 128's")
+    tile_192: float = parameter("1", 0.02, 1, 50, "the same of 192")
+    tile_256: float = parameter("1", 0.02, 1, 50, "the same of 256")
 
 
 @dataclass(frozen=True)
@@ -226,13 +227,11 @@ def attention_prefill(
     shape: AttentionShape, chip: KernelChip, params: SizedParameters
 ) -> KernelTime:
     """Return the time of causal attention by the kernel compiled for its head size."""
-    speeds = params.compute_64, params.compute_efficiency, params.compute_192, params.compute_256
-    starts = params.tile_64, params.tile, params.tile_192, params.tile_256
-    own = replace(
-        params,
-        compute_efficiency=np.interp(shape.head_dim, HEAD_SIZES, speeds),
-        tile=np.interp(shape.head_dim, HEAD_SIZES, starts),
-    )
+    speeds = params.compute_64, 1.0, params.compute_192, params.compute_256
+    tiles = params.tile_64, 1.0, params.tile_192, params.tile_256
+    speed = params.compute_efficiency * np.interp(shape.head_dim, HEAD_SIZES, speeds)
+    tile = params.tile * np.interp(shape.head_dim, HEAD_SIZES, tiles)
+    own = replace(params, compute_efficiency=np.minimum(speed, MOST), tile=tile)
     return prefill(shape, chip, own, 2 * shape.kv_heads * shape.head_dim)
 
 

@@ -40,6 +40,7 @@ class MoeShape(NamedTuple):
     hidden: Any
     ffn: Any  # on this chip, after tensor parallelism
     topk: Any
+    experts: Any  # of the whole layer
     local_experts: Any
     gated: Any  # 1.0 where the first GEMM is twice as wide (SwiGLU), else 0.0
     rows: Any  # token-expert pairs on this rank
@@ -81,9 +82,10 @@ def route(tokens: Any, hidden: Any, ffn: Any, routing: Routing, *, gated: Any = 
     rows = (weight * loads).sum(-1)
     active = (weight * np.where(low > 0, 1.0, part)).sum(-1)
     touched = tokens * (1 - (1 - np.minimum(rows / (tokens * topk), 1)) ** topk)
-    return MoeShape(tokens, np.asarray(hidden, float), np.asarray(ffn, float), topk, local,
-                    np.asarray(gated, float), rows, np.maximum(active, 1), loads.max(-1), touched,
-                    tiles, dtype)  # fmt: skip
+    return MoeShape(
+        tokens, np.asarray(hidden, float), np.asarray(ffn, float), topk, experts, local,
+        np.asarray(gated, float), rows, np.maximum(active, 1), loads.max(-1), touched, tiles, dtype,
+    )  # fmt: skip
 
 
 def _power_law(tokens: Any, experts: Any, topk: Any, ep: Any, skew: Any) -> Any:
@@ -247,5 +249,5 @@ MOE = Kernel(
     terms=(("rows_per_expert", "ffn"), ("rows_per_expert", "local_experts"), ("tokens", "topk"),
            ("rows_per_expert", "peak"), ("footprint", "rows_per_expert"), ("hidden", "ffn"),
            ("tokens", "gated")),
-    sizes=("hidden", "ffn", "topk", "local_experts"),
+    sizes=("hidden", "ffn", "topk", "experts", "local_experts"),
 )  # fmt: skip
