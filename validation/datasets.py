@@ -64,7 +64,7 @@ class Dataset:
     main_kernel_only: bool = True
     first: str = ""  # the backend taken wherever it has the format
     group: tuple[str, ...] = ()  # columns within which a kernel is tuned or not
-    tuner: str = ""  # the backend that chooses protocols by its version and the generation
+    tuner: str = ""  # the backend whose version chooses kernels and protocols by the generation
     wider: str = ""  # a format in which the same work may not take much less time either
 
 

@@ -236,6 +236,7 @@ def _mla_shape(frame: pd.DataFrame, chip: Any, dtype: str) -> MlaShape:
 MLA_TABLES = tuple(
     Dataset(
         op=op, table=table, keys=MLA_KEYS, load=load, backends=("trtllm", "sglang"),
+        tuner="trtllm",
         why="the latent attention operator as each engine calls it",
         select=MLA_SELECT,
         shape=_mla_shape, family=lambda f: f["num_heads"].isin(HELD_MLA_HEADS),
