@@ -176,11 +176,11 @@ def _blocks(shape: AttentionShape, rows: Any, keys: Any, waste: Any) -> tuple[An
     return np.where(tiles <= 1, longest, np.minimum(mean, longest)), longest
 
 
-def _pace(footprint: Any, chip: KernelChip, params: PrefillParameters) -> Any:
-    """Return the time per byte of tensors of which so many bytes are in use at once."""
+def _paces(footprint: Any, chip: KernelChip, params: PrefillParameters) -> tuple[Any, Any]:
+    """Return the times per byte of memory and L2 for tensors of so many bytes in use at once."""
     far = 1 - resident(footprint, params.cache_fraction * chip.cache.capacity, CACHE_STEP)
-    near = 1 / params.cache_bandwidth
-    return np.maximum(far / params.memory_efficiency, near) / chip.memory_bandwidth
+    far = far / (chip.memory_bandwidth * params.memory_efficiency)
+    return far, 1 / (chip.memory_bandwidth * params.cache_bandwidth)
 
 
 def prefill(
@@ -214,13 +214,17 @@ def prefill(
                     critical)  # fmt: skip
     work = attention_work(shape)
     fresh = TENSOR_BYTES * shape.batch * shape.seq * kept
-    pace = _pace(work.nbytes + fresh, chip, params)
+    far, near = _paces(work.nbytes + fresh, chip, params)
+    pace = np.maximum(far, near)
     queries = TENSOR_BYTES * shape.batch * shape.seq * shape.heads * shape.head_dim
-    memory, write = work.nbytes * pace, 2 * (queries + fresh) * params.written * pace
-    start = params.launch + write
-    limiter = largest((Limiter.COMPUTE, busy), (Limiter.MEMORY, memory + write),
-                      (Limiter.LAUNCH, params.launch))  # fmt: skip
-    return KernelTime(start + soft_max(busy, memory, params.sharpness), limiter)
+    moved, write = work.nbytes * pace, 2 * (queries + fresh) * params.written * pace
+    limiter = largest(
+        (Limiter.COMPUTE, busy), (Limiter.LAUNCH, params.launch),
+        (Limiter.MEMORY, np.where(far >= near, moved + write, 0)),
+        (Limiter.CACHE, np.where(far < near, moved + write, 0)),
+    )  # fmt: skip
+    time = params.launch + write + soft_max(busy, moved, params.sharpness)
+    return KernelTime(time, limiter)
 
 
 def attention_prefill(
