@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeAlias, cast
 
+import numpy as np
+
 from hardware.arithmetic import in_double
 from hardware.die import Die
 from hardware.energy import Energy, with_energy
@@ -157,6 +159,8 @@ class Chip:
             boost=self.boost, exponentials=self.exponentials, matrix_rows=self.matrix_rows,
         )  # fmt: skip
         check_positive(self.name, **self.matrix)
+        if np.any(np.asarray(self.boost) < 1):
+            raise SpecError(f"boost of {self.name} is a highest clock over 'clock', at least 1")
         if self.energy is not None:
             self.energy.check(self.name, [tier.name for tier in self.memory], DTYPES)
         if self.transfers and self.cores is None:
@@ -246,7 +250,7 @@ class Chip:
 
         Names: memory_bandwidth, memory_capacity, clock, boost, cores, exponentials, power, vector,
         and peak, a mapping from dtype to FLOP/s that sets those rates. Raises SpecError for another
-        name, or a number that is not finite and positive.
+        name, or a number that is not finite and positive. Cores alone share the same peak.
         """
         flat = ("clock", "boost", "cores", "exponentials", "power", "vector")
         known = ("memory_bandwidth", "memory_capacity", "peak", *flat)

@@ -134,4 +134,6 @@ def slowed(chip: Chip, slowdown: float) -> Chip:
         raise SpecError(f"a clock cannot run at {slowdown:g} of itself; use more than 0, at most 1")
     peak = {dtype: rate * slowdown for dtype, rate in chip.matrix.items()}
     clock = {} if chip.clock is None else {"clock": chip.clock * slowdown}
+    if slowdown < 1:
+        clock["boost"] = 1.0
     return chip.replace(peak=peak, vector=chip.vector * slowdown, **clock)

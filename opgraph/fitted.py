@@ -267,15 +267,15 @@ def _(operator: Collective, sizes: Sizes, machine: Machine) -> Asked | None:
     spans = machine.platform.place(machine.plan.group(operator.axes))
     if len(spans) != 1 or operator.collective == "send":
         return None
-    link = spans[0].level.link.bandwidth
+    link = spans[0].level.link
     # groups of one chip, which arrays may have, are priced as two and then left out
     members = larger(size, 2)
-    if operator.dealt:
-        return _exchange(operator, sizes, members, link)
+    if operator.dealt and not link.through_host:  # no such kernel was measured through a host
+        return _exchange(operator, sizes, members, link.bandwidth)
     nbytes = operator.inputs[0].nbytes(sizes)
     if operator.collective == "all_gather":
         nbytes = nbytes * size
-    shape = CollectiveShape(nbytes, members, link, operator.collective)
+    shape = CollectiveShape(nbytes, members, link.bandwidth, operator.collective, link.through_host)
     custom = None
     if operator.collective == "all_reduce" and np.all(np.less_equal(size, _NODE)):
         custom = Asked("custom_all_reduce", "bf16", shape)
@@ -308,7 +308,9 @@ def _holding(cost: Cost, chip: Chip) -> Cost:
     the cores nor of the bandwidth it has more than half: two that want all share evenly.
     """
     rate = _READ_AND_WRITTEN * cost.sent / larger(cost.time, np.finfo(float).tiny)
-    cores = chip.transfers.cores / chip.cores if chip.transfers and chip.cores else 0.0
+    cores: Number = 0.0
+    if chip.transfers is not None and chip.cores is not None:
+        cores = chip.transfers.cores / chip.cores
     return replace(
         cost,
         holds_cores=smaller(cores, _FAIR),

@@ -190,3 +190,30 @@ def test_rows_go_to_their_experts_by_kernels_made_for_that():
     few = [e for e in report.decode.events if e.kind == "all_to_all"]
     # 32 tokens a chip: DeepEP's low-latency kernels take tens of microseconds (its README, 2025)
     assert all(1e-5 < float(e.time) < 2e-4 for e in few)
+
+
+@pytest.mark.parametrize("name", ["boost", "clock", "cores", "exponentials", "memory_bandwidth"])
+def test_figures_of_a_chip_may_be_arrays(name):
+    platform = load_platform("dgx-h200")
+    figure = getattr(platform.chip, name)
+    model = load_model("llama-3.1-8b")
+    plan, work = Plan(tp=2), Workload(batch=8)
+    many = simulate(model, platform.with_chip(**{name: figure * np.array([1.0, 1.5])}), plan, work,
+                    cost="corrected")  # fmt: skip
+    alone = simulate(model, platform, plan, work, cost="corrected")
+    assert many.tpot[0] == pytest.approx(alone.tpot, rel=1e-9)
+    assert many.ttft[0] == pytest.approx(alone.ttft, rel=1e-9)
+
+
+def test_collectives_ask_the_link_that_they_cross_whether_it_passes_a_host():
+    server = load_platform("l40s-server")
+    fabric = server.with_level("node", size=1).replicate(8)  # one card in each node
+    work, model = Workload(batch=1, prompt=8192), load_model("llama-3.1-8b")
+    inside, across = (simulate(model, each, Plan(tp=8), work, cost="tiled").prefill
+                      for each in (server, fabric))  # fmt: skip
+    slow, fast = (
+        sum(row["time_us"] for row in each.rows() if row["kind"] == "all_reduce")
+        for each in (inside, across)
+    )
+    # eight cards share one host's bridges, and none the ports of eight nodes
+    assert slow > 3 * fast

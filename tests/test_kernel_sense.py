@@ -57,9 +57,13 @@ def gemms(op, rng, link):
 
 def attentions(op, rng, link):
     context = sizes(rng, 16, 65536)
-    seq = context if op.endswith("prefill") else np.ones(N)
+    prefill = op.endswith("prefill")
+    # every fourth prompt follows what is cached, and every fourth layer has a window
+    seq = np.where(rng.random(N) < 0.25, sizes(rng, 1, 16), context) if prefill else np.ones(N)
     kv = 2 ** rng.integers(0, 4, N) * 1.0
-    return AttentionShape(sizes(rng, 1, 64), seq, context, kv * sizes(rng, 1, 8), kv, 128.0)
+    size = rng.choice([64.0, 96.0, 128.0, 192.0, 256.0], N)
+    window = np.where(rng.random(N) < 0.25, sizes(rng, 64, 8192), 0.0)
+    return AttentionShape(sizes(rng, 1, 64), seq, context, kv * sizes(rng, 1, 8), kv, size, window)
 
 
 def latents(op, rng, link):
@@ -88,7 +92,7 @@ def scans(op, rng, link):
 
 def collectives(op, rng, link):
     operation = "all_reduce" if op == "custom_all_reduce" else op
-    return CollectiveShape(sizes(rng, 256, 1e9), 8.0, link, operation)
+    return CollectiveShape(sizes(rng, 256, 1e9), rng.choice([2.0, 4.0, 8.0], N), link, operation)
 
 
 SHAPES = {
@@ -194,7 +198,8 @@ def test_parameters_are_within_their_physical_bounds(path):
 @pytest.mark.parametrize("op", ["all_reduce", "all_to_all", "custom_all_reduce"])
 def test_chips_that_share_a_host_slow_each_other_but_not_a_pair(name, op):
     chip, form = chip_of(name), "bf16" if op == "custom_all_reduce" else "any"
-    fit, shape = calibration(name)[op, form], shape_of(op, form, chip)
+    fit = calibration(name)[op, form]
+    shape = shape_of(op, form, chip)._replace(through_host=True)
     roomy = replace(fit, tiled=replace(fit.tiled, shared=10 * fit.tiled.shared))
     for chips in (2.0, 4.0, 8.0):
         now, then = (price(KERNELS[op], shape._replace(chips=chips), chip, "tiled", each).time
@@ -205,9 +210,9 @@ def test_chips_that_share_a_host_slow_each_other_but_not_a_pair(name, op):
 
 def test_links_past_no_host_are_not_shared():
     chip, fit = chip_of("h100-sxm"), calibration("h100-sxm")["all_reduce", "any"]
-    shape = shape_of("all_reduce", "any", chip)
-    alone, hosted = (price(KERNELS["all_reduce"], shape, each, "tiled", fit).time
-                     for each in (chip, replace(chip, through_host=True)))  # fmt: skip
+    shape = shape_of("all_reduce", "any", chip)._replace(chips=8.0)
+    alone, hosted = (price(KERNELS["all_reduce"], shape._replace(through_host=host), chip,
+                           "tiled", fit).time for host in (False, True))  # fmt: skip
     assert np.all(alone < hosted)
 
 
@@ -241,6 +246,99 @@ def test_choices_of_other_ranks_cost_nothing_on_one_and_a_pass_each_on_several()
     fewer = kernel.tiled(shape, chip, replace(start, foreign_products=1e-3)).time
     assert every[0] == fewer[0]
     assert every[1] > fewer[1]
+
+
+def tiled(op, shape, name="h200-sxm", **changes):
+    """A kernel's time with the starts of its parameters, but for some."""
+    kernel = KERNELS[op]
+    chip = name if not isinstance(name, str) else kernel_chip(load_chip(name))
+    return kernel.tiled(shape, chip, replace(kernel.parameters(), **changes)).time
+
+
+def test_prefill_has_a_kernel_for_each_head_size():
+    shape = AttentionShape(16.0, 8192.0, 8192.0, 64.0, 64.0, np.array([64.0, 96.0, 128.0]))
+    whole = tiled("attention_prefill", shape)
+    free = {"exponential_rate": 5.0, "overlap": 12.0, "sharpness": 12.0, "tile": 1e-8}
+    half = tiled("attention_prefill", shape, compute_64=0.5, **free)
+    # long prompts wait for the products alone: twice as long at half the speed, and between the
+    # two sizes at three quarters of it
+    quick = tiled("attention_prefill", shape, **free)
+    assert half / quick == pytest.approx([2, 4 / 3, 1], rel=0.08)
+    assert np.all(whole >= quick)
+    slow = tiled("attention_prefill", shape, tile_64=3.0)
+    assert slow[0] > whole[0]
+    assert slow[2] == whole[2]
+
+
+def test_prefill_tiles_are_as_high_as_the_matrix_instructions_make_them():
+    chip = kernel_chip(load_chip("h200-sxm"))
+    shape = AttentionShape(64.0, np.array([64.0, 65.0, 129.0]), 8192.0, 64.0, 64.0, 128.0)
+    shape = shape._replace(context=shape.seq)
+    parts = {"tile": 2e-5, "padding": 1e-3, "written": 0.01}
+    wide = tiled("attention_prefill", shape, chip, **parts)
+    low = tiled("attention_prefill", shape, replace(chip, matrix_rows=16.0), **parts)
+    # tiles of 128 rows, or of 64 that end in half the time: 65 rows need two of those
+    assert wide[1] / wide[0] < 1.1
+    assert low[1] / low[0] > 1.8
+    assert wide[2] / wide[1] > 1.8
+    assert low[1] == pytest.approx(wide[1], rel=0.1)
+
+
+def test_a_window_costs_at_its_edges_and_not_where_it_sees_all():
+    full = AttentionShape(8.0, 4096.0, 4096.0, 32.0, 8.0, 128.0, np.array([0.0, 4096.0, 1024.0]))
+    plain, masked = (tiled("attention_prefill", full, masked=m) for m in (1.0, 3.0))
+    assert masked[:2] == pytest.approx(plain[0], rel=1e-12)
+    assert masked[2] > 1.1 * plain[2]
+    features = KERNELS["attention_prefill"].features(full, kernel_chip(load_chip("h200-sxm")))
+    assert list(features["window"] > 0) == [False, False, True]
+
+
+def test_decode_latencies_are_in_clocks_and_small_groups_have_their_own_tile():
+    chip = kernel_chip(load_chip("h200-sxm"))
+    short = AttentionShape(1.0, 1.0, 16.0, 8.0, 8.0, 128.0)
+    slow = replace(chip, clock=chip.clock / 2, boost=chip.boost)
+    bare = {"core_rate": 1.0, "memory_efficiency": 1.05, "write_rate": 50.0}
+    ratio = tiled("attention_decode", short, slow, **bare) / tiled("attention_decode", short, chip,
+                                                                   **bare)  # fmt: skip
+    assert ratio == pytest.approx(2, rel=0.01)
+    many = AttentionShape(4096.0, 1.0, 16.0, np.array([24.0, 32.0]), 8.0, 128.0)
+    some, few = (tiled("attention_decode", many, few=f) for f in (1.0, 0.1))
+    assert few[0] < 0.7 * some[0]  # three heads for each KV head
+    assert few[1] == some[1]
+
+
+def test_latent_decode_pays_for_parts_without_work_and_for_narrow_tiles_apart():
+    chip = kernel_chip(load_chip("h200-sxm"))
+    shape = MlaShape(512.0, 1.0, 8192.0, np.array([16.0, 64.0]))
+    calm = {"sharpness": 12.0, "narrow_rows": 1e5}
+    near = replace(chip, memory_bandwidth=1e3 * chip.memory_bandwidth)
+    some, none = (tiled("mla_decode", shape, near, idle=clocks, **calm) for clocks in (1e6, 100.0))
+    # so much of a core's time for each narrow tile
+    idle = 512 * np.array([1.0, 4.0]) / chip.cores * (1e6 - 100) / chip.clock
+    assert some - none == pytest.approx(idle, rel=1e-3)
+    once, again = (tiled("mla_decode", shape, chip, apart=part, **calm) for part in (1e-3, 1.0))
+    assert once[0] == again[0]  # one tile reads the cache once
+    assert again[1] > 1.5 * once[1]
+
+
+def test_latent_decode_chooses_its_kernel_by_padded_heads():
+    shape = MlaShape(256.0, 1.0, 4096.0, np.arange(17.0, 33.0))
+    times = tiled("mla_decode", shape, narrow_rows=25.0)
+    assert times.max() / times.min() < 1.2
+
+
+def test_exchanges_of_few_tokens_take_time_by_their_width():
+    shape = DispatchShape(1.0, np.array([2048.0, 8192.0]), 8.0, 8.0, 450e9)
+    wide = tiled("combine", shape, row=1e-9, least=1e-8, sharpness=12.0)
+    thin = tiled("combine", shape, row=1e-13, least=1e-8, sharpness=12.0)
+    assert wide[1] - wide[0] == pytest.approx(6144 * 2 * 1e-9, rel=0.05)
+    assert thin[1] - thin[0] < 1e-6
+
+
+def test_no_bulk_transfer_outruns_its_links():
+    shape = CollectiveShape(1e11, np.array([8.0, 72.0, 512.0]), 100e9, "all_gather")
+    times = tiled("all_gather", shape, growth=0.5, bulk_efficiency=0.9)
+    assert np.all(times > 1e11 / 100e9 * (shape.chips - 1) / shape.chips)
 
 
 def test_levels_that_do_not_help_answer_with_the_one_below():

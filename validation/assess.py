@@ -1,6 +1,7 @@
 """Fit, score and write: what `opgraph calibrate` does."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from validation.accuracy import (
 from validation.calibrate import (
     Case,
     Fits,
+    Pool,
     cases,
     first_pass,
     fit_calibrated,
@@ -167,10 +169,19 @@ def write_transfer(op: str, scored: list[Scored], found: Ends, out: Path) -> Non
         unseen = _joined([each.gaps[CHIP] for each in centre if CHIP in each.gaps])
         if unseen:
             members = [each.case for each in centre]
-            pool = pooled(op, members)
+            pool = _behind_hosts(pooled(op, members), same)
             extra = {"interval": bands({}, pool.scatter, found), "errors": _summary({CHIP: unseen})}
             entries[dtype] = transfer_entry(members, pool, extra)
     write_parameters(out / f"{TRANSFER}.toml", {op: entries})
+
+
+def _behind_hosts(pool: Pool, same: list[Scored]) -> Pool:
+    """Return the pool with what only chips behind a host know from these (geometric mean)."""
+    fits = [each.fits.tiled["all"] for each in same if each.case.chip.through_host]
+    if not fits or not hasattr(fits[0], "shared"):
+        return pool
+    shared = float(np.exp(np.mean([np.log(fit.shared) for fit in fits])))
+    return pool._replace(tiled=replace(pool.tiled, shared=shared))
 
 
 def _joined(parts: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -130,7 +130,8 @@ def relatives(case: Case, found: Mapping[tuple[str, str], Any]) -> Prior | None:
     """Return the median and spread of what the other chips found, for the same format.
 
     Formats with fewer than two other chips lean on the other chips' other formats. Those of one
-    chip alone say little of how far apart chips are: their spread is at least ONE_CHIP.
+    chip alone say little of how far apart chips are: their spread is at least ONE_CHIP. Where a
+    library chooses kernels by generation, `generations` says whose fits count.
     """
     kernel, dataset = CLASSES[case.op]
     kin = {
@@ -149,9 +150,9 @@ def relatives(case: Case, found: Mapping[tuple[str, str], Any]) -> Prior | None:
 def generations(case: Case, kin: Mapping[tuple[str, str], Any]) -> list[Any]:
     """Return the fits that speak for a library that tunes itself to each generation of chips.
 
-    They are those of the chip's own generation; where there are not two, one of each generation,
-    so that four chips of one do not outvote the others. For another version of the library than
-    the current one there are none.
+    They are those of the chip's own generation, in all formats; where there are not two, one of
+    each generation, so that four chips of one do not outvote the others. For another version of
+    the library than the current one there are none.
     """
     kernel, dataset = CLASSES[case.op]
     mine = MEASURED[case.chip_name]

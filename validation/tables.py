@@ -139,7 +139,8 @@ def _collective_shape(operation: str) -> Any:
     def shape(frame: pd.DataFrame, chip: Any, dtype: str) -> CollectiveShape:
         size, chips = _columns(frame, "message_size", "num_gpus")
         width = np.where(frame["nccl_dtype"] == "int8", 1.0, HALF)
-        return CollectiveShape(size * width, chips, chip.link_bandwidth, operation)
+        link, host = chip.link_bandwidth, chip.through_host
+        return CollectiveShape(size * width, chips, link, operation, host)
 
     return shape
 
@@ -147,7 +148,8 @@ def _collective_shape(operation: str) -> Any:
 def _custom_shape(frame: pd.DataFrame, chip: Any, dtype: str) -> CollectiveShape:
     """Return bf16 all-reduces: message sizes in the table count elements."""
     size, chips = _columns(frame, "message_size", "num_gpus")
-    return CollectiveShape(size * HALF, chips, chip.link_bandwidth, "all_reduce")
+    link, host = chip.link_bandwidth, chip.through_host
+    return CollectiveShape(size * HALF, chips, link, "all_reduce", host)
 
 
 NCCL_KEYS = ("num_gpus", "message_size", "nccl_dtype")

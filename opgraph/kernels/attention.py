@@ -66,7 +66,9 @@ class PrefillParameters:
     exponential_rate: float = parameter("1", 0.02, 0.7, 5, "exponentials per special-function slot")
     overlap: float = parameter("1", 1, 3, 12, "exponent joining products and exponentials")
     memory_efficiency: float = parameter("1", 0.3, 0.8, 1.05, "reached part of memory bandwidth")
-    cache_bandwidth: float = parameter("1", 0.3, 2, 50, "L2 bandwidth in memory bandwidths")
+    pass_rate: float = parameter(
+        "1", 0.3, 2, 50, "rate at which passes move what L2 holds, in memory bandwidths"
+    )
     cache_fraction: float = parameter("1", 0.2, 0.85, 1.6, "part of L2 that keeps the tensors")
     sharpness: float = parameter("1", 1, 3, 12, "exponent joining tiles and memory")
     written: float = parameter(
@@ -176,11 +178,10 @@ def _blocks(shape: AttentionShape, rows: Any, keys: Any, waste: Any) -> tuple[An
     return np.where(tiles <= 1, longest, np.minimum(mean, longest)), longest
 
 
-def _paces(footprint: Any, chip: KernelChip, params: PrefillParameters) -> tuple[Any, Any]:
-    """Return the times per byte of memory and L2 for tensors of so many bytes in use at once."""
+def _pace(footprint: Any, chip: KernelChip, params: PrefillParameters) -> Any:
+    """Return the time per byte of tensors of which so many bytes are in use at once."""
     far = 1 - resident(footprint, params.cache_fraction * chip.cache.capacity, CACHE_STEP)
-    far = far / (chip.memory_bandwidth * params.memory_efficiency)
-    return far, 1 / (chip.memory_bandwidth * params.cache_bandwidth)
+    return np.maximum(far / params.memory_efficiency, 1 / params.pass_rate) / chip.memory_bandwidth
 
 
 def prefill(
@@ -189,7 +190,7 @@ def prefill(
     """Return the time of causal attention of many new tokens.
 
     `kept`: numbers per token that the pass before writes to the cache. All passes move their
-    tensors through L2 and, as far as these do not fit together, through memory.
+    tensors at a rate of their own, or at that of memory where it is less and they do not fit L2.
     """
     peak = chip.rate(shape.dtype)
     tall, keys = _tile_rows(shape, chip), PREFILL_BLOCK
@@ -214,15 +215,11 @@ def prefill(
                     critical)  # fmt: skip
     work = attention_work(shape)
     fresh = TENSOR_BYTES * shape.batch * shape.seq * kept
-    far, near = _paces(work.nbytes + fresh, chip, params)
-    pace = np.maximum(far, near)
+    pace = _pace(work.nbytes + fresh, chip, params)
     queries = TENSOR_BYTES * shape.batch * shape.seq * shape.heads * shape.head_dim
     moved, write = work.nbytes * pace, 2 * (queries + fresh) * params.written * pace
-    limiter = largest(
-        (Limiter.COMPUTE, busy), (Limiter.LAUNCH, params.launch),
-        (Limiter.MEMORY, np.where(far >= near, moved + write, 0)),
-        (Limiter.CACHE, np.where(far < near, moved + write, 0)),
-    )  # fmt: skip
+    limiter = largest((Limiter.COMPUTE, busy), (Limiter.MEMORY, moved + write),
+                      (Limiter.LAUNCH, params.launch))  # fmt: skip
     time = params.launch + write + soft_max(busy, moved, params.sharpness)
     return KernelTime(time, limiter)
 
@@ -277,8 +274,8 @@ def decode(shape: AttentionShape, chip: KernelChip, params: DecodeParameters) ->
 def attention_features(shape: AttentionShape, chip: KernelChip) -> dict[str, Any]:
     """Return where the residual looks."""
     group = shape.heads / shape.kv_heads
-    window = np.asarray(shape.window)
-    context = np.minimum(shape.context, np.where(window > 0, window, NO_WINDOW))
+    window = _window(shape)
+    context = np.minimum(shape.context, window)
     tiles = shape.batch * shape.heads * np.ceil(shape.seq / _tile_rows(shape, chip))
     kv_tiles = shape.batch * shape.kv_heads
     work = attention_work(shape)
@@ -289,7 +286,7 @@ def attention_features(shape: AttentionShape, chip: KernelChip) -> dict[str, Any
         "context": np.log2(context),
         "group": np.log2(group),
         "head_dim": np.log2(shape.head_dim),
-        "window": np.log2(1 + shape.context / np.where(window > 0, window, NO_WINDOW)),
+        "window": np.where(window < shape.context, np.log2(1 + shape.context / window), 0.0),
         "waves": np.log2(tiles / chip.cores),
         "wave_fill": tiles / chip.cores / np.ceil(tiles / chip.cores),
         "kv_waves": np.log2(kv_tiles / chip.cores),

@@ -18,7 +18,7 @@ class KernelChip:
     matrix: dense FLOP/s of every dtype, where a dtype without a rate of its own has that of
     the type it runs as. clock: the highest, Hz; boost: in times of that at which the peaks
     hold. link_bandwidth: bytes/s of one chip's scale-up links in one direction, None where
-    it has none; through_host: whether they pass a host that all share.
+    it has none; through_host: whether these pass a host that all share.
     """
 
     name: str

@@ -41,6 +41,7 @@ class CollectiveShape(NamedTuple):
     chips: Any
     link_bandwidth: Any
     operation: str = "all_reduce"
+    through_host: bool = False  # whether the links pass a host, whose bridges all chips share
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,10 @@ def collective(
     Where links pass a host, a pair has a switch of its own and all others share the bridges.
     """
     many = np.maximum(shape.chips / 4, 1) ** params.growth
+    if shape.operation != "all_reduce":  # which a switch may reduce on the way
+        many = np.minimum(many, np.maximum(1 / params.bulk_efficiency, 1))
     alone = np.where(shape.chips == 2, params.pair_efficiency, many)
-    crowd = chip.through_host * alone * (shape.chips - 2) / params.shared
+    crowd = shape.through_host * alone * (shape.chips - 2) / params.shared
     link = shape.link_bandwidth * alone / np.hypot(1, crowd)
     quick, bulk, stream = _protocols(shape, link, params)
     time = params.launch + soft_min([quick, bulk], SWITCH)
@@ -169,7 +172,7 @@ def custom_all_reduce(
     Of large messages, and wherever chips do not see each other's memory, that of the library:
     its measured times over PCIe are NCCL's, as they are beyond its buffers.
     """
-    if chip.through_host:
+    if shape.through_host:
         return collective(shape, chip, params)
     others = shape.chips - 1.0
     whole = others * shape.nbytes / shape.link_bandwidth

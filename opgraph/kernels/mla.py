@@ -75,7 +75,7 @@ class MlaDecodeParameters:
     miss: float = parameter("clock", 20, 6e3, 5e4, "extra latency when the KV cache is not in L2")
     compute_efficiency: float = parameter("1", 0.05, 0.6, 1.2, "reached part of the matrix peak")
     narrow_rows: float = parameter(
-        "1", 4, 32, 200, "query heads up to which tiles are narrow", starts=(32, 128)
+        "1", 4, 32, 1e5, "query heads up to which tiles are narrow", starts=(32, 128, 1e4)
     )
     apart: float = parameter(
         "1", 1e-3, 0.1, 1, "part of a further wave's narrow tiles that read from memory again"
@@ -101,7 +101,8 @@ def mla_decode(shape: MlaShape, chip: KernelChip, params: MlaDecodeParameters) -
     hit = resident(nbytes, params.cache_fraction * chip.cache.capacity, 12.0)
     options = [_decode_tiles(shape, rows, tall, chip, params) for tall in HEAD_TILES]
     tall, narrow = np.minimum(*options), _decode_tiles(shape, rows, NARROW, chip, params)
-    few = resident(rows, params.narrow_rows, SWITCH)  # 1 where the kernel takes narrow tiles
+    padded = 2 ** np.ceil(np.log2(rows))  # by which the kernel is chosen: 1 where tiles are narrow
+    few = resident(padded, params.narrow_rows, SWITCH)
     groups = np.ceil(rows / NARROW)  # narrow tiles read the cache again, those of other waves
     waves = np.clip(shape.batch * groups / chip.cores, 1, groups)  # perhaps from memory
     far = (1 - hit) * (1 + few * params.apart * (waves - 1))
