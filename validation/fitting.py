@@ -8,6 +8,7 @@ import numpy as np
 
 from opgraph.kernels.kernel import declared
 from opgraph.kernels.residual import Residual, corners, place
+from validation.toml import DIGITS
 
 KNEE = 0.1  # |ln error| beyond which a row pulls less than quadratically
 STEP = 1e-2  # relative step of the numerical derivative in ln(parameter)
@@ -73,7 +74,9 @@ def fit_parameters(
         errors, start, bounds=(low, high), loss="soft_l1", f_scale=KNEE, max_nfev=EVALUATIONS,
         diff_step=STEP, x_scale="jac",
     ) for start in sorted(starts)]  # fmt: skip
-    return build(min(found, key=lambda fit: fit.cost).x)
+    best = np.exp(min(found, key=lambda fit: fit.cost).x)
+    # to the digits that a file keeps, so that what is scored is what is stored
+    return kind(**{name: float(f"{v:.{DIGITS}g}") for name, v in zip(table, best, strict=True)})
 
 
 def fit_residual(
