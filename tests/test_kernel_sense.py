@@ -284,6 +284,26 @@ def test_prefill_tiles_are_as_high_as_the_matrix_instructions_make_them():
     assert low[1] == pytest.approx(wide[1], rel=0.1)
 
 
+def test_short_rows_share_a_tile_of_twice_the_height():
+    chip = replace(kernel_chip(load_chip("l40s")), matrix_rows=16.0)
+    shape = AttentionShape(1.0, 128.0, 128.0, 8.0, 8.0, np.array([64.0, 128.0]))
+    halves, shorts = (KERNELS["attention_prefill"].features(shape._replace(dtype=form), chip)
+                      for form in ("bf16", "fp8"))  # fmt: skip
+    # 64 numbers of a byte are the short row: one tile of 128 rows where others take two
+    assert list(halves["waves"] - shorts["waves"]) == [1, 0]
+
+
+def test_prefill_writes_what_is_new_at_the_rate_of_its_passes():
+    chip = kernel_chip(load_chip("h200-sxm"))
+    shape = AttentionShape(4.0, 256.0, 256.0, 32.0, 8.0, 128.0)
+    once, twice = (
+        tiled("attention_prefill", shape, chip, written=w, pass_rate=0.5) for w in (1, 2)
+    )
+    # queries, keys and values of 1024 tokens in 16 bits, read and written
+    moved = 2 * 2 * 1024 * (32 + 2 * 8) * 128
+    assert twice - once == pytest.approx(moved / (0.5 * chip.memory_bandwidth), rel=1e-9)
+
+
 def test_a_window_costs_at_its_edges_and_not_where_it_sees_all():
     full = AttentionShape(8.0, 4096.0, 4096.0, 32.0, 8.0, 128.0, np.array([0.0, 4096.0, 1024.0]))
     plain, masked = (tiled("attention_prefill", full, masked=m) for m in (1.0, 3.0))
