@@ -139,10 +139,11 @@ def relatives(case: Case, found: Mapping[tuple[str, str], Any]) -> Prior | None:
         for key, fit in found.items()
         if key[0] != case.chip_name and alike(key[0], case.chip_name)
     }
-    same = [fit for (_, dtype), fit in kin.items() if dtype == case.dtype]
-    others = same if len(same) > 1 else list(kin.values())
     if dataset.tuner:
         others = generations(case, kin)
+    else:
+        same = [fit for (_, dtype), fit in kin.items() if dtype == case.dtype]
+        others = same if len(same) > 1 else list(kin.values())
     least = ONE_CHIP if len({chip for chip, _ in kin}) == 1 else SPREAD[0]
     return Prior.of(kernel.parameters, others, least) if len(others) > 1 else None
 

@@ -121,7 +121,8 @@ def soft_max(a: Any, b: Any, sharpness: Any, settle: float = np.inf) -> Any:
     seconds, and with the root of the length beyond.
     """
     larger = np.maximum(a, b)
-    sharpness = sharpness * np.sqrt(1 + larger / settle)
+    if settle < np.inf:
+        sharpness = sharpness * np.sqrt(1 + larger / settle)
     ratio = np.minimum(a, b) / np.maximum(larger, TINY)
     return larger * (1 + ratio**sharpness) ** (1 / sharpness)
 

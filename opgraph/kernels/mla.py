@@ -11,7 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from opgraph.kernels.attention import PREFILL, AttentionShape, PrefillParameters, prefill
+from opgraph.kernels.attention import (
+    PREFILL,
+    RESIDENT,
+    AttentionShape,
+    PrefillParameters,
+    prefill,
+)
 from opgraph.kernels.chip import KernelChip
 from opgraph.kernels.formats import OUTPUT_BYTES
 from opgraph.kernels.kernel import (
@@ -98,7 +104,7 @@ def mla_decode(shape: MlaShape, chip: KernelChip, params: MlaDecodeParameters) -
     """Return the time of latent attention of one (or few) new tokens per sequence."""
     rows = shape.heads * shape.seq
     nbytes = shape.batch * shape.context * (shape.latent + shape.rope) * shape.kv_bytes
-    hit = resident(nbytes, params.cache_fraction * chip.cache.capacity, 12.0)
+    hit = resident(nbytes, params.cache_fraction * chip.cache.capacity, RESIDENT)
     options = [_decode_tiles(shape, rows, tall, chip, params) for tall in HEAD_TILES]
     tall, narrow = np.minimum(*options), _decode_tiles(shape, rows, NARROW, chip, params)
     padded = 2 ** np.ceil(np.log2(rows))  # by which the kernel is chosen: 1 where tiles are narrow
