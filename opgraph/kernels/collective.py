@@ -23,6 +23,10 @@ from opgraph.kernels.kernel import (
     soft_min,
 )
 
+BRIDGES = 1.5  # exponent joining a chip's own path and the bridges that it shares
+# of what the low-latency protocol sends, half is flags (Hu et al. 2025); of its plateau behind
+# a crowded host 0.6 of the bulk protocol's is left
+QUICK_PAYLOAD = 0.6
 SWITCH = 6.0  # exponent of the soft minimum: how close a library's switch comes to the best
 # Thakur et al. 2005: ring algorithms. All peers of an all-to-all are sent to at once; what setting
 # that up takes grows slowly with them, like the log2 n steps of Bruck et al. 1997
@@ -69,7 +73,8 @@ class CollectiveParameters:
         1e-3,
         0.05,
         0.5,
-        "exponent by which it grows beyond four: more channels, reduction in the switch",
+        "exponent by which it grows beyond four (more channels, reduction in the switch); "
+        "behind a host, by which the bridges lose",
     )
     shared: float = parameter(
         "1", 0.05, 8, 1e3, "links' worth of a host's bridges, which all chips but a pair share"
@@ -135,21 +140,33 @@ def collective(
 ) -> KernelTime:
     """Return the better of a low-latency and a bulk protocol, as NCCL's tuner would switch.
 
-    Where links pass a host, a pair has a switch of its own and all others share the bridges.
+    Where links pass a host, a pair has a switch of its own and all others share the bridges,
+    which a message passes while the next one leaves the chip.
     """
     many = np.maximum(shape.chips / 4, 1) ** params.growth
-    if shape.operation != "all_reduce":  # which a switch may reduce on the way
-        many = np.minimum(many, np.maximum(1 / params.bulk_efficiency, 1))
-    alone = np.where(shape.chips == 2, params.pair_efficiency, many)
-    crowd = shape.through_host * alone * (shape.chips - 2) / params.shared
-    link = shape.link_bandwidth * alone / np.hypot(1, crowd)
-    quick, bulk, stream = _protocols(shape, link, params)
+    link = shape.link_bandwidth * _alone(shape, many, params)
+    crowd = shape.through_host * (shape.chips - 2) * many / params.shared
+    bridges = crowd * collective_work(shape).nbytes / shape.link_bandwidth
+    quick, bulk, stream = _protocols(shape, link, bridges, params)
     time = params.launch + soft_min([quick, bulk], SWITCH)
     return KernelTime(time, _network_limiter(time, np.minimum(stream, time)))
 
 
+def _alone(shape: CollectiveShape, many: Any, params: CollectiveParameters) -> Any:
+    """Return the efficiency of a link that shares no bridges, relative to four chips.
+
+    The ring of two chips behind a host is one switch; their all-to-all is like any other.
+    """
+    if shape.through_host:
+        ring = shape.operation != "all_to_all"
+        return np.where((shape.chips == 2) & ring, params.pair_efficiency, 1.0)
+    if shape.operation != "all_reduce":  # which a switch may reduce on the way
+        many = np.minimum(many, np.maximum(1 / params.bulk_efficiency, 1))
+    return np.where(shape.chips == 2, params.pair_efficiency, many)
+
+
 def _protocols(
-    shape: CollectiveShape, link: Any, params: CollectiveParameters
+    shape: CollectiveShape, link: Any, bridges: Any, params: CollectiveParameters
 ) -> tuple[Any, Any, Any]:
     """Return the times of the low-latency and of the bulk protocol, and the latter's transfer.
 
@@ -161,7 +178,8 @@ def _protocols(
     start = params.bulk_start + params.bulk_step * steps
     stream = transfer / params.bulk_efficiency
     filled = stream + params.pipeline * np.sqrt(start * stream)
-    return quick, np.hypot(start, filled), stream
+    quick = soft_max(quick, bridges / QUICK_PAYLOAD, BRIDGES)
+    return quick, np.hypot(start, soft_max(filled, bridges, BRIDGES)), stream + bridges
 
 
 def custom_all_reduce(
@@ -182,7 +200,7 @@ def custom_all_reduce(
     barrier = params.launch + params.barrier * others
     custom = barrier + soft_min([one, two], SWITCH)
     link = shape.link_bandwidth * (shape.chips / 2) ** params.growth
-    library = barrier + _protocols(shape, link, params)[1]
+    library = barrier + _protocols(shape, link, 0.0, params)[1]
     own = resident(shape.nbytes, params.limit)  # 1 below the limit, 0 above: a soft step
     time = custom**own * library ** (1 - own)
     return KernelTime(time, _network_limiter(time, np.minimum(halves, time)))
