@@ -33,6 +33,8 @@ TILES = (
 STEP_BYTES = 128.0  # bytes of k per main-loop step: one shared-memory swizzle row
 SPLIT_STEPS = 2.0  # steps that a split of k keeps at least
 REFERENCE_STEP = 2 * 128 * 128 * 64.0  # FLOP of one main-loop step of a 128 × 128 bf16 tile
+TABLE_ROWS = np.array([16.0, 32.0, 64.0, 128.0])  # of a table: the least that hold all rows
+TABLE_COLUMNS = 128
 FEATURE_TILES = ((64, 128), (128, 256), (256, 128), (256, 256))
 PARTIAL_BYTES = 8.0  # fp32 partial sums of split-K: written once, read once
 
@@ -54,7 +56,7 @@ class GemmParameters:
     cache_rate: float = parameter("byte/FLOP", 1e-3, 0.02, 1, "L2 bytes per FLOP of bf16 peak")
     prologue: float = parameter("s", 1e-9, 9e-7, 2e-5, "pipeline fill and drain of a tile")
     wave: float = parameter("s", 1e-10, 2e-7, 5e-6, "extra per further wave")
-    split: float = parameter("s", 1e-8, 2.7e-6, 2e-5, "fixed cost of splitting k")
+    split: float = parameter("s", 1e-8, 2.7e-6, 1e-3, "fixed cost of splitting k")
     step_latency: float = parameter(
         "1",
         0.01,
@@ -64,7 +66,7 @@ class GemmParameters:
     )
     store_rate: float = parameter(
         "byte/FLOP",
-        1e-3,
+        1e-4,
         5e-3,
         10,
         "rate of a core's tile store per FLOP of its bf16 peak; not overlapped",
@@ -76,7 +78,7 @@ class GemmParameters:
         "s", 1e-6, 3e-5, 1e-2, "length of a kernel for which it is √2 times that"
     )
     cache_fraction: float = parameter("1", 0.1, 0.6, 1.2, "part of L2 that keeps operands")
-    throttle: float = parameter("1", 1e-4, 0.2, 0.3, "rate lost under sustained load (power)")
+    throttle: float = parameter("1", 1e-4, 0.2, 0.6, "rate lost under sustained load (power)")
     throttle_time: float = parameter("s", 2e-5, 1e-4, 1e-1, "load at which half of it is lost")
     raster: float = parameter(
         "elements",
@@ -86,7 +88,18 @@ class GemmParameters:
         "rows that one pass over the weight "
         "serves; further passes read it again unless L2 holds it",
     )
+    table: float = parameter(
+        "1",
+        1e-3,
+        0.1,
+        1,
+        "part of the choice of a tile that a table by rows makes, whatever else there is to do",
+        starts=(0.02, 0.7),
+    )
     quantise: float = parameter("s", 1e-8, 1.5e-6, 3e-5, "launch of the activation quantiser")
+    quantise_row: float = parameter(
+        "elements", 1, 100, 2e4, "what it could do in the time that the start of a row takes"
+    )
     quantise_rate: float = parameter("1", 0.01, 0.5, 30, "its reached part of memory bandwidth")
 
 
@@ -135,7 +148,7 @@ def _quantise(shape: GemmShape, kind: Format, chip: KernelChip, params: GemmPara
     """Return the time to quantise a 16-bit activation before the product."""
     if not kind.quantises:
         return 0.0
-    moved = shape.m * shape.k * (OUTPUT_BYTES + kind.activation)
+    moved = shape.m * (shape.k + params.quantise_row) * (OUTPUT_BYTES + kind.activation)
     return params.quantise + moved / (chip.memory_bandwidth * params.quantise_rate)
 
 
@@ -154,25 +167,32 @@ def _memory(shape: GemmShape, kind: Format, chip: KernelChip, params: GemmParame
 
 
 def _tilings(shape: GemmShape, kind: Format, chip: KernelChip, params: GemmParameters) -> _Tile:
-    """Return the fastest tile shape, k whole or split to fill one wave."""
-    return reduce(_faster, _candidates(shape, kind, chip, params))
+    """Return the fastest tile shape, k whole or split to fill one wave.
 
-
-def _candidates(
-    shape: GemmShape, kind: Format, chip: KernelChip, params: GemmParameters
-) -> Iterator[_Tile]:
-    """Yield the times of each tile shape, so that only two are in memory at a time."""
+    Where a library takes its tile from a table by rows, such as vLLM's CUTLASS kernels, the
+    answer lies between that tile's and the fastest one's (geometric mean with weight `table`).
+    """
     peak = chip.rate(kind.peak)
     load = 2 * shape.batch * shape.m * shape.n * shape.k / peak
     core = peak / chip.cores * params.compute_efficiency
     core = core * (1 - params.throttle * load / (load + params.throttle_time))
+    machine = chip, params, core
+    best = reduce(_faster, _candidates(shape, kind, machine))
+    rows = TABLE_ROWS[np.searchsorted(TABLE_ROWS[:-1], shape.m)]
+    fixed = _waves(shape, kind, machine, (rows, TABLE_COLUMNS), 1.0)
+    part = params.table
+    return _Tile(*(x ** (1 - part) * y**part for x, y in zip(best, fixed, strict=True)))
+
+
+def _candidates(shape: GemmShape, kind: Format, machine: Any) -> Iterator[_Tile]:
+    """Yield the times of each tile shape, so that only two are in memory at a time."""
+    cores = machine[0].cores
+    most = shape.k * max(kind.activation, kind.weight) / (STEP_BYTES * SPLIT_STEPS)
     for rows, columns in TILES:
         tiles = shape.batch * np.ceil(shape.m / rows) * np.ceil(shape.n / columns)
-        most = shape.k * max(kind.activation, kind.weight) / (STEP_BYTES * SPLIT_STEPS)
-        fill = np.maximum(np.minimum(np.floor(chip.cores / tiles), np.floor(most)), 1)
-        speed = core / (1 + params.tile_half * (1 / rows + 1 / columns))
+        fill = np.maximum(np.minimum(np.floor(cores / tiles), np.floor(most)), 1)
         for split in (1.0, fill):
-            yield _waves(shape, kind, (chip, params), (rows, columns, tiles, split, speed))
+            yield _waves(shape, kind, machine, (rows, columns), split)
 
 
 def _faster(a: _Tile, b: _Tile) -> _Tile:
@@ -182,10 +202,12 @@ def _faster(a: _Tile, b: _Tile) -> _Tile:
 
 
 def _waves(
-    shape: GemmShape, kind: Format, machine: tuple[KernelChip, GemmParameters], tiling: Any
+    shape: GemmShape, kind: Format, machine: Any, tile: tuple[Any, Any], split: Any
 ) -> _Tile:
     """Return the time of one tiling: whole waves of one tile per core, then the rest."""
-    (chip, params), (rows, columns, tiles, split, speed) = machine, tiling
+    (chip, params, core), (rows, columns) = machine, tile
+    tiles = shape.batch * np.ceil(shape.m / rows) * np.ceil(shape.n / columns)
+    speed = core / (1 + params.tile_half * (1 / rows + 1 / columns))
     depth = STEP_BYTES / max(kind.activation, kind.weight)
     steps = np.ceil(shape.k / split / depth)
     base = chip.rate("bf16")
