@@ -187,6 +187,13 @@ class Chip:
         """Bytes per second of the main memory."""
         return cast("Number", self.memory[0].bandwidth)  # never None: checked when made
 
+    @property
+    def has_gddr(self) -> bool:
+        """Whether the main memory is GDDR: on graphics and workstation parts libraries run other
+        kernels than on parts with stacked memory.
+        """
+        return self.memory[0].name.upper().startswith("GDDR")
+
     def peak(self, dtype: str) -> Number:
         """Return the dense FLOP/s of products in *dtype*.
 

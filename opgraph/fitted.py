@@ -1,7 +1,7 @@
 """Operators priced by kernels fitted on measurements: the levels calibrated, tiled and corrected.
 
 An operator asks a kernel for a shape; the chip's calibration has the kernel's parameters. A chip
-without measurements takes the parameters pooled over all chips, which are dimensionless; a kind
+without measurements takes the parameters pooled over chips like it, which are dimensionless; a kind
 of operator without a kernel is priced by the roofline. Each cost says which it was.
 
 To have a new operator priced, register what it asks for in `ask`.
@@ -34,6 +34,7 @@ from opgraph.kernels import (
     StreamShape,
     interval,
     load_calibration,
+    load_transferred,
     price,
     route,
 )
@@ -122,7 +123,7 @@ class Fitted:
 
     def _priced(self, asked: Asked, machine: Machine, ideal: Cost) -> Cost:
         chip = machine.platform.chip
-        found = _look_up(_book(chip.name), asked)
+        found = _look_up(_book_for(chip, asked.shape), asked)
         if found is None:
             return ideal
         fit, origin = found
@@ -387,13 +388,22 @@ def _look_up(book: Book, asked: Asked) -> tuple[Calibration, str] | None:
     return None
 
 
+def _book_for(chip: Chip, shape: Any) -> Book:
+    """The calibrations that speak for a shape on a chip: collectives ask for their links'."""
+    kin = getattr(shape, "through_host", None)
+    if kin is None:
+        return _book(chip.name, chip.has_gddr, True)
+    own = chip.scale_up is not None and chip.scale_up.through_host == kin
+    return _book(chip.name, kin, own)
+
+
 @cache
-def _book(chip: str) -> Book:
-    """The calibration of a chip, completed by what was pooled over all chips."""
-    book = load_calibration(_CALIBRATIONS / "transfer.toml", KERNELS)
-    own = _CALIBRATIONS / f"{chip}.toml"
-    if own.exists():
-        book |= load_calibration(own, KERNELS)
+def _book(chip: str, kin: bool, own: bool) -> Book:
+    """What was transferred to chips of a kind, completed by a chip's *own* measurements."""
+    book = load_transferred(_CALIBRATIONS, KERNELS, kin)
+    path = _CALIBRATIONS / f"{chip}.toml"
+    if own and path.exists():
+        book |= load_calibration(path, KERNELS)
     return book
 
 

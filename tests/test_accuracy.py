@@ -9,7 +9,7 @@ import pytest
 from opgraph import cli
 from validation.files import EVIDENCE, TABLE
 from validation.report import report
-from validation.summary import SPLITS, summary
+from validation.summary import GOALS, SPLITS, goals, missed, summary
 
 pytest.importorskip("aiconfigurator_core", reason="measured tables")
 pytest.importorskip("scipy")
@@ -58,6 +58,27 @@ def test_every_level_of_the_committed_table_pays_for_itself():
         levels = [float(row[level]) for level in ("ideal", "calibrated", "tiled", "corrected")
                   if row[level] != "–"]  # fmt: skip
         assert levels == sorted(levels, reverse=True), row
+
+
+def test_every_class_meets_its_goals_over_all_rows():
+    found = goals(pd.read_csv(EVIDENCE / TABLE))
+    assert len(found) == sum(len(goal.limits) for goal in GOALS)
+    above = [row for row in found if float(row["all rows"]) > float(row["target"])]
+    assert not above, above
+
+
+def test_a_goal_weighs_rows_and_counts_cases():
+    case = {"op": "moe", "split": "family", "level": "tiled"}
+    table = pd.DataFrame([
+        {**case, "chip": "a", "dtype": "bf16", "n": 300, "geomean_error": 10.0},
+        {**case, "chip": "b", "dtype": "bf16", "n": 100, "geomean_error": 46.41},
+        {**case, "op": "gemm", "chip": "b", "dtype": "w4a16", "n": 9, "geomean_error": 99.0},
+    ])  # fmt: skip
+    (row,) = goals(table)
+    # 1.1 ** (3 / 4) · 1.4641 ** (1 / 4) = 1.1 ** (3 / 4 + 4 / 4)
+    assert row["all rows"] == f"{100 * (1.1**1.75 - 1):.1f}"
+    assert (row["target"], row["median case"], row["cases above"]) == ("20", "28.2", "1 of 2")
+    assert [each["chip"] for each in missed(table)] == ["b"]
 
 
 def test_the_report_has_every_class_and_names_what_misses():

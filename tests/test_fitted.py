@@ -1,18 +1,29 @@
 """Levels of fidelity: operators priced by fitted kernels."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import hardware
 from frontends import load_model
-from hardware import SpecError, load_platform
+from hardware import SpecError, load_chip, load_platform
 from opgraph import Plan, Workload, shapes, simulate
 from opgraph.cost import LEVELS, LIMITERS, cost_model
-from opgraph.kernels import KERNELS
+from opgraph.kernels import (
+    KERNELS,
+    CollectiveShape,
+    GemmShape,
+    kernel_chip,
+    load_calibration,
+    price,
+)
 from opgraph.kernels.kernel import Limiter
 
 FITTED = LEVELS[1:]
+FOLDER = Path(hardware.__file__).parent / "data" / "calibration"
 MEASURED = ["dgx-a100", "dgx-h100", "dgx-h200", "dgx-b200", "gb200-nvl72"]
 MODELS = ["llama-3.1-8b", "gemma-2-27b", "mixtral-8x7b", "deepseek-v3", "qwen3-next-80b-a3b",
           "mamba2-2.7b", "gpt-oss-20b"]  # fmt: skip
@@ -92,6 +103,38 @@ def test_more_bandwidth_is_not_slower():
         cost="tiled",
     )
     assert np.all(np.diff(report.tpot) <= 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "host", "kind", "book"),
+    [
+        ("l4", True, "gemm", "transfer-gddr"),  # Ada with GDDR, as the L40S
+        ("a100-pcie-80gb", True, "gemm", "transfer"),  # stacked memory
+        ("a100-pcie-80gb", True, "all_to_all", "transfer-gddr"),  # links past a host
+        ("mi300x", False, "all_to_all", "transfer"),
+        ("h100-sxm", False, "all_to_all", "h100-sxm"),
+        ("h100-sxm", True, "all_to_all", "transfer-gddr"),  # which nobody measured on it
+    ],
+)
+def test_what_nobody_measured_is_taken_from_chips_of_its_kind(name, host, kind, book):
+    where = load_platform("dgx-h100")
+    level = where.levels[0]
+    link = replace(level.link, through_host=host)
+    where = replace(where, chip=load_chip(name), levels=(replace(level, link=link),))
+    # a collective of four chips that engines have no kernel of their own for
+    size = {"m": [512], "n": [512], "k": [512]} if kind == "gemm" else {
+        "chips": [4], "bytes": [2**30]}  # fmt: skip
+    found = shapes.price(kind, size, where, cost_model("tiled"))
+    fits = load_calibration(FOLDER / f"{book}.toml", KERNELS)
+    if kind == "gemm":
+        fit, shape = fits["gemm", "bf16"], GemmShape(512.0, 512.0, 512.0)
+    else:
+        fit = fits["all_to_all", "any"]
+        shape = CollectiveShape(2.0**30, 4.0, link.bandwidth, "all_to_all", host)
+    time = price(KERNELS[kind], shape, kernel_chip(where.chip), "tiled", fit).time
+    assert found["time_us"][0] == pytest.approx(1e6 * time, rel=1e-9)
+    words = "measured" if book == name else "transferred"
+    assert found["provenance"] == [words]
 
 
 def test_a_chip_that_nobody_measured_says_so():

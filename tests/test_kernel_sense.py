@@ -38,6 +38,7 @@ TRACES = Path(__file__).parents[1] / "validation" / "traces"
 SPLIT_STEP, SPLIT_STEP_SELDOM, SELDOM = 0.03, 0.005, 0.01
 ROUNDING = 1e-6
 N = 400
+TYPICAL = {"transfer": "h100-sxm", "transfer-gddr": "l40s"}  # chips of the kinds
 
 
 def chip_of(name):
@@ -106,6 +107,8 @@ SHAPES = {
 def shape_of(op, form, chip):
     """Random shapes of an operator class, always the same."""
     shape = SHAPES.get(op, collectives)(op, np.random.default_rng(0), chip.link_bandwidth)
+    if "through_host" in shape._fields:  # what a chip's fit was made for
+        shape = shape._replace(through_host=chip.through_host)
     return shape._replace(dtype=form) if op in ("gemm", "moe") else shape
 
 
@@ -117,7 +120,7 @@ def calibration(name):
 def cases():
     """Every calibrated (file, chip, class, format)."""
     return [
-        (path.stem, "h100-sxm" if path.stem == "transfer" else path.stem, op, form)
+        (path.stem, TYPICAL.get(path.stem, path.stem), op, form)
         for path in sorted(FOLDER.glob("*.toml"))
         for op, form in calibration(path.stem)
     ]
@@ -361,6 +364,64 @@ def test_no_bulk_transfer_outruns_its_links():
     shape = CollectiveShape(1e11, np.array([8.0, 72.0, 512.0]), 100e9, "all_gather")
     times = tiled("all_gather", shape, growth=0.5, bulk_efficiency=0.9)
     assert np.all(times > 1e11 / 100e9 * (shape.chips - 1) / shape.chips)
+
+
+def test_behind_a_host_all_but_a_pair_share_its_bridges():
+    chips = np.array([2.0, 4.0, 8.0])
+    shape = CollectiveShape(1e9, chips, 32e9, "all_gather", through_host=True)
+    bare = {"growth": 1e-3, "pipeline": 0.01, "quick_efficiency": 1e-2}
+    alone = tiled("all_gather", shape._replace(through_host=False), **bare)
+    crowded = tiled("all_gather", shape, shared=0.1, **bare)
+    assert crowded[0] == pytest.approx(alone[0], rel=1e-9)
+    # two chips more than a pair, then six, ask for a tenth of a link
+    bridges = np.array([2.0, 6.0]) / 0.1 * 1e9 * (1 - 1 / chips[1:]) / 32e9
+    # beside a chip's own path, which takes as long as its part of the link
+    own = alone[1:] / bridges
+    assert crowded[1:] == pytest.approx(bridges * (1 + own**1.5) ** (1 / 1.5), rel=0.02)
+
+
+def test_half_of_what_the_quick_protocol_sends_through_a_host_are_flags():
+    shape = CollectiveShape(1e9, 8.0, 32e9, "all_gather", through_host=True)
+    quick = {"bulk_start": 3e-4, "bulk_efficiency": 0.1, "pipeline": 5.0, "quick_efficiency": 1.3}
+    bulk = {"quick_efficiency": 5e-3, "bulk_efficiency": 1.3, "pipeline": 0.01}
+    slow, fast = (
+        tiled("all_gather", shape._replace(nbytes=size), shared=0.05, **kind)
+        for size, kind in ((1e6, {**quick, "bulk_start": 1.0}), (1e9, bulk))
+    )
+    assert (slow / 1e6) / (fast / 1e9) == pytest.approx(1 / 0.6, rel=0.1)
+
+
+def test_a_pair_behind_a_host_is_a_ring_of_one_switch_and_like_others_in_an_all_to_all():
+    shape = CollectiveShape(1e9, 2.0, 32e9, through_host=True)
+    for op, gain in (("all_gather", 2), ("all_to_all", 1)):
+        asked = shape._replace(operation=op)
+        one, two = (tiled(op, asked, pair_efficiency=part, pipeline=0.01) for part in (0.5, 1.0))
+        assert one / two == pytest.approx(gain, rel=0.05)
+
+
+def test_a_table_by_rows_takes_tiles_that_nobody_else_would():
+    # 128 columns, 512 rows: four tiles of a table for 132 cores, unless k is split
+    shape = GemmShape(512.0, 128.0, 16384.0)
+    best, between, fixed = (tiled("gemm", shape, table=part) for part in (1e-9, 0.5, 1.0))
+    assert best < between < fixed
+    chip = kernel_chip(load_chip("h200-sxm"))
+    start = KERNELS["gemm"].parameters()
+    speed = chip.rate("bf16") / chip.cores * start.compute_efficiency / (1 + 2 * 3 / 128)
+    # a tile's products, and what of the rate the load leaves
+    products = 2 * 128 * 128 * 16384 / speed
+    assert products < fixed < 1.4 * products
+    # where every tile is busy all the same, the choice is of no account
+    large = GemmShape(8192.0, 8192.0, 8192.0)
+    assert tiled("gemm", large, table=1.0) < 1.15 * tiled("gemm", large, table=1e-9)
+
+
+def test_the_quantiser_starts_every_row():
+    shape = GemmShape(np.array([1024.0, 2048.0]), 128.0, 128.0, "fp8")
+    chip = kernel_chip(load_chip("h200-sxm"))
+    few, many = (tiled("gemm", shape, quantise_row=size, quantise_rate=0.5) for size in (1, 1001))
+    # 16 bits read and 8 written of a thousand numbers more a row, at half of memory bandwidth
+    more = shape.m * 1000 * 3 / (0.5 * chip.memory_bandwidth)
+    assert many - few == pytest.approx(more, rel=1e-9)
 
 
 def test_levels_that_do_not_help_answer_with_the_one_below():

@@ -1,7 +1,6 @@
 """Fit, score and write: what `opgraph calibrate` does."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from hardware import SpecError, load_chip
-from opgraph.kernels import KERNELS, LEVELS, kernel_chip, load_calibration
+from opgraph.kernels import KERNELS, LEVELS, TRANSFERS, kernel_chip, load_transferred
 from validation.accuracy import (
     ANCHOR_SPREAD,
     errors,
@@ -20,7 +19,6 @@ from validation.accuracy import (
 from validation.calibrate import (
     Case,
     Fits,
-    Pool,
     cases,
     first_pass,
     fit_calibrated,
@@ -39,7 +37,6 @@ from validation.files import (
     EVIDENCE,
     SCORES,
     TABLE,
-    TRANSFER,
     arrays_of,
     entry,
     evidence,
@@ -109,7 +106,7 @@ def calibrate_own(
         found = 0 if sample is None else len(sample.measured)
         raise SpecError(f"{table} has {found} usable rows of {op} in {dtype}; {LEAST_ROWS} suffice")
     case = Case(op, machine.name, dtype, machine, sample, splits(kernel, sample, machine))
-    start = load_calibration(CALIBRATION / f"{TRANSFER}.toml", KERNELS).get((op, dtype))
+    start = load_transferred(CALIBRATION, KERNELS, machine.has_gddr).get((op, dtype))
     prior = Prior(start.tiled, ANCHOR_SPREAD) if start else None
     sets = {"all": np.arange(len(sample.measured)),
             **{name: split.train for name, split in case.splits.items()}}  # fmt: skip
@@ -161,27 +158,23 @@ def _summary(gaps: Gaps) -> dict[str, float]:
 
 
 def write_transfer(op: str, scored: list[Scored], found: Ends, out: Path) -> None:
-    """Write the parameters for chips that nobody measured, with the errors of unseen chips."""
-    entries = {}
-    for dtype in dict.fromkeys(each.case.dtype for each in scored):
-        same = [each for each in scored if each.case.dtype == dtype]
-        centre = [s for s in same if not MEASURED[s.case.chip_name].workstation] or same
-        unseen = _joined([each.gaps[CHIP] for each in centre if CHIP in each.gaps])
-        if unseen:
-            members = [each.case for each in centre]
-            pool = _behind_hosts(pooled(op, members), same)
-            extra = {"interval": bands({}, pool.scatter, found), "errors": _summary({CHIP: unseen})}
-            entries[dtype] = transfer_entry(members, pool, extra)
-    write_parameters(out / f"{TRANSFER}.toml", {op: entries})
+    """Write the parameters for chips that nobody measured, with the errors of unseen chips.
 
-
-def _behind_hosts(pool: Pool, same: list[Scored]) -> Pool:
-    """Return the pool with what only chips behind a host know from these (geometric mean)."""
-    fits = [each.fits.tiled["all"] for each in same if each.case.chip.through_host]
-    if not fits or not hasattr(fits[0], "shared"):
-        return pool
-    shared = float(np.exp(np.mean([np.log(fit.shared) for fit in fits])))
-    return pool._replace(tiled=replace(pool.tiled, shared=shared))
+    Each kind of chip has its own: those with stacked memory, and those with GDDR.
+    """
+    for kin, name in enumerate(TRANSFERS):
+        kind = [each for each in scored if each.case.chip.has_gddr == kin]
+        entries = {}
+        for dtype in dict.fromkeys(each.case.dtype for each in kind):
+            same = [each for each in kind if each.case.dtype == dtype]
+            members = [each.case for each in same]
+            unseen = _joined([each.gaps[CHIP] for each in same if CHIP in each.gaps])
+            if unseen:
+                pool = pooled(op, members)
+                extra = {"interval": bands({}, pool.scatter, found),
+                         "errors": _summary({CHIP: unseen})}  # fmt: skip
+                entries[dtype] = transfer_entry(members, pool, extra)
+        write_parameters(out / f"{name}.toml", {op: entries})
 
 
 def _joined(parts: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

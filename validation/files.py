@@ -24,7 +24,6 @@ CALIBRATION = Path(hardware.__file__).parent / "data" / "calibration"
 EVIDENCE = Path(__file__).parent / "fits"
 TABLE = "accuracy.csv"
 SCORES = "scores.toml"
-TRANSFER = "transfer"
 
 
 def entry(case: Case, fits: Fits, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from validation.accuracy import Checked, table_of
 from validation.classes import CLASSES
 from validation.extras import TABLES, TABLES_VERSION
 from validation.parity import save_parity
-from validation.summary import missed, summary
+from validation.summary import goals, missed, summary
 
 TEXT = Path(__file__).parent / "accuracy_text.md"
 # columns of the table of one class
@@ -43,6 +43,7 @@ def report(table: pd.DataFrame, plots: str) -> str:
         "data": f"{TABLES} {TABLES_VERSION}",
         "summary": _markdown(summary(table)),
         "coverage": _markdown(_coverage(table)),
+        "goals": _markdown(goals(table)),
         "missed": _markdown(_misses(table)),
         "classes": "\n".join(_class(op, table, plots) for op in KERNELS if op in set(table["op"])),
     }

@@ -1,7 +1,14 @@
 """Kernel physics: what each operator class costs on a chip, at four levels of fidelity."""
 
 from opgraph.kernels.attention import DECODE, PREFILL, AttentionShape
-from opgraph.kernels.calibration import Calibration, interval, load_calibration, price
+from opgraph.kernels.calibration import (
+    TRANSFERS,
+    Calibration,
+    interval,
+    load_calibration,
+    load_transferred,
+    price,
+)
 from opgraph.kernels.chip import KernelChip, kernel_chip
 from opgraph.kernels.collective import (
     COLLECTIVES,
@@ -58,6 +65,7 @@ __all__ = [
     "PREFILL",
     "RELATIONS",
     "STREAM",
+    "TRANSFERS",
     "AttentionShape",
     "Band",
     "Calibration",
@@ -79,6 +87,7 @@ __all__ = [
     "interval",
     "kernel_chip",
     "load_calibration",
+    "load_transferred",
     "price",
     "route",
 ]

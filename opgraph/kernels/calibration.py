@@ -17,6 +17,12 @@ from opgraph.kernels.smooth_roofline import SmoothRoofline, roofline, smooth_roo
 TERM, NAME = "|", "/"  # separators of residual keys: op/dtype/knots/feature, op/dtype/table/a|b
 
 
+# files of parameters for chips that nobody measured: of those with stacked memory, and with GDDR,
+# whose libraries run kernels of their own; the latter's links pass a host, so that they stand for
+# collectives of all whose links do
+TRANSFERS = ("transfer", "transfer-gddr")
+
+
 @dataclass(frozen=True)
 class Calibration:
     """One operator class on one chip in one number format.
@@ -72,6 +78,18 @@ def load_calibration(
         for op, formats in data["kernels"].items() if op in kernels
         for dtype, entry in formats.items()
     }  # fmt: skip
+
+
+def load_transferred(
+    folder: Path, kernels: Mapping[str, Kernel], kin: bool
+) -> dict[tuple[str, str], Calibration]:
+    """Return the calibrations of chips of a kind (an index of TRANSFERS), by (op, number format).
+
+    What no chip of the kind has is the other kind's.
+    """
+    other, own = (load_calibration(folder / f"{TRANSFERS[kind]}.toml", kernels)
+                  for kind in (not kin, kin))  # fmt: skip
+    return other | own
 
 
 def _calibration(

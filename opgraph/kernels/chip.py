@@ -18,7 +18,7 @@ class KernelChip:
     matrix: dense FLOP/s of every dtype, where a dtype without a rate of its own has that of
     the type it runs as. clock: the highest, Hz; boost: in times of that at which the peaks
     hold. link_bandwidth: bytes/s of one chip's scale-up links in one direction, None where
-    it has none; through_host: whether these pass a host that all share.
+    it has none; through_host: whether these pass a host that all share. has_gddr: as of `Chip`.
     """
 
     name: str
@@ -33,6 +33,7 @@ class KernelChip:
     cache: "Memory"
     link_bandwidth: Any
     through_host: Any
+    has_gddr: bool
 
     def rate(self, dtype: str) -> Any:
         """Return the matrix FLOP/s at the highest clock, at which a kernel starts."""
@@ -64,4 +65,5 @@ def kernel_chip(chip: "Chip") -> KernelChip:
         cache=cache,
         link_bandwidth=None if chip.scale_up is None else chip.scale_up.bandwidth,
         through_host=chip.scale_up is not None and chip.scale_up.through_host,
+        has_gddr=chip.has_gddr,
     )

@@ -78,7 +78,7 @@ class GemmParameters:
         "s", 1e-6, 3e-5, 1e-2, "length of a kernel for which it is √2 times that"
     )
     cache_fraction: float = parameter("1", 0.1, 0.6, 1.2, "part of L2 that keeps operands")
-    throttle: float = parameter("1", 1e-4, 0.2, 0.6, "rate lost under sustained load (power)")
+    throttle: float = parameter("1", 1e-4, 0.2, 0.3, "rate lost under sustained load (power)")
     throttle_time: float = parameter("s", 2e-5, 1e-4, 1e-1, "load at which half of it is lost")
     raster: float = parameter(
         "elements",
@@ -94,7 +94,6 @@ class GemmParameters:
         0.1,
         1,
         "part of the choice of a tile that a table by rows makes, whatever else there is to do",
-        starts=(0.02, 0.7),
     )
     quantise: float = parameter("s", 1e-8, 1.5e-6, 3e-5, "launch of the activation quantiser")
     quantise_row: float = parameter(
