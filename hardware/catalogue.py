@@ -71,8 +71,8 @@ def _catalogue_platform(name: str) -> Platform:
 
 
 def _file_platform(path: Path, count: int) -> Platform:
-    """Read so many of the platform or of the chip in a file; a chip's has its memory."""
-    if "memory" in read_toml(path):
+    """Read so many of the platform or of the chip in a file; a chip's has its peaks or memory."""
+    if {"matrix", "memory"} & read_toml(path).keys():
         return _of_chips(load_chip(str(path)), count)
     return _read_platform(path).replicate(count)
 
@@ -141,6 +141,11 @@ def _of_chips(chip: Chip, count: int) -> Platform:
         raise SpecError(
             f"{count} of {chip.name} do not fill whole domains of {domain}; "
             f"use a multiple of {domain}"
+        )
+    if count > domain and chip.scale_out is None:
+        raise SpecError(
+            f"{chip.name} has no scale_out link, and its scale_up links join no more than "
+            f"max_scale_up = {chip.max_scale_up} of it, not {count}"
         )
     levels = (_domain(chip, domain),) if domain > 1 else ()
     single = Platform(chip.name, chip.source, chip, levels, chip.scale_out)

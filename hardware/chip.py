@@ -189,10 +189,10 @@ class Chip:
 
     @property
     def has_gddr(self) -> bool:
-        """Whether the main memory is GDDR: on graphics and workstation parts libraries run other
-        kernels than on parts with stacked memory.
+        """Whether the main memory is GDDR, as its name says: on graphics and workstation parts
+        libraries run other kernels than on parts with stacked memory.
         """
-        return self.memory[0].name.upper().startswith("GDDR")
+        return "GDDR" in self.memory[0].name.upper()
 
     def peak(self, dtype: str) -> Number:
         """Return the dense FLOP/s of products in *dtype*.

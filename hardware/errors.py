@@ -27,7 +27,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     '; known: bandwidth, capacity'
     """
     names = sorted(known)
-    close = [whole for whole in sorted(names, key=len) if len(name) > 2 and name in whole]
+    close = [whole for whole in names if whole.casefold() == name.casefold()]
+    close += [whole for whole in sorted(names, key=len) if len(name) > 2 and name in whole]
     close += difflib.get_close_matches(name[:TEXT_SHOWN], names, NEAREST_SHOWN, cutoff=ALIKE)
     close += difflib.get_close_matches(name[:TEXT_SHOWN], names, 1)
     if close:

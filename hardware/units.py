@@ -87,10 +87,14 @@ def _example(unit: str, digits: str = "") -> str:
 
 
 def in_unit(name: str, value: Any, unit: str | None) -> Any:
-    """Return a text with a unit as a number in *unit*, anything else as it is.
+    """Return a text with a unit as a number in *unit*, a list of them or of numbers as an array,
+    anything else as it is.
 
     Raises SpecError, which begins with *name*, for a text that is none.
     """
+    if isinstance(value, list | tuple):
+        numbers = [in_unit(name, each, unit) for each in value]
+        return np.array(numbers) if all(isinstance(n, int | float) for n in numbers) else value
     if unit is None or not isinstance(value, str):
         return value
     try:

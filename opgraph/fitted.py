@@ -16,29 +16,31 @@ from typing import Any
 import numpy as np
 
 import hardware
-from hardware import Chip, Number
+from hardware import Chip, Number, list_chips, load_chip
 from hardware.arithmetic import larger, product, smaller, where
 from opgraph.attention import AbsorbedAttention, Attention, DecompressedAttention
 from opgraph.cost import Cost, Machine, Roofline, once
 from opgraph.experts import Combine, Dispatch, GroupedEinsum, Route
 from opgraph.kernels import (
     KERNELS,
+    TRANSFERS,
     AttentionShape,
     Calibration,
     CollectiveShape,
     DispatchShape,
     GemmShape,
+    Kernel,
     LinearShape,
     MlaShape,
     Routing,
     StreamShape,
     interval,
+    kind_of,
     load_calibration,
-    load_transferred,
     price,
     route,
 )
-from opgraph.kernels.chip import kernel_chip
+from opgraph.kernels.chip import KernelChip, kernel_chip
 from opgraph.operator import Activation, Collective, Einsum, Operator, Quantize, Rotary
 from opgraph.recurrent import GatedDeltaRule
 from opgraph.routing import imbalance, routing
@@ -122,20 +124,24 @@ class Fitted:
         return cost
 
     def _priced(self, asked: Asked, machine: Machine, ideal: Cost) -> Cost:
-        chip = machine.platform.chip
-        found = _look_up(_book_for(chip, asked.shape), asked)
+        kernel, seen = KERNELS[asked.kernel], kernel_chip(machine.platform.chip)
+        kind = kind_of(kernel, seen, asked.shape)
+        found = _look_up(_book(seen.name, kind, kind == kind_of(kernel, seen)), asked)
         if found is None:
             return ideal
         fit, origin = found
-        kernel = KERNELS[asked.kernel]
         level = kernel.level(self.name)
-        seen: Any = kernel_chip(chip)
         time, limiter = price(kernel, asked.shape, seen, level, fit)
-        alien = origin != "measured"
-        low, high = map(_plain, interval(kernel, asked.shape, seen, level, fit, alien=alien))
+        alien: Any = origin != "measured"
+        if not alien:
+            alien, origin = _changed(kernel, seen, asked.shape)
+        band = interval(kernel, asked.shape, seen, level, fit, alien=alien)
         time = _plain(time * asked.share)
+        low, high = (time * _plain(end) for end in band)
+        if not ideal.algorithm:  # where no kernel outruns the roofline unless a cache lets it
+            low = larger(low, smaller(time, ideal.time))
         return replace(
-            ideal, time=time, limiter=_plain(limiter), low=time * low, high=time * high,
+            ideal, time=time, limiter=_plain(limiter), low=low, high=high,
             algorithm=asked.kernel if ideal.algorithm else "", provenance=origin,
         )  # fmt: skip
 
@@ -388,19 +394,27 @@ def _look_up(book: Book, asked: Asked) -> tuple[Calibration, str] | None:
     return None
 
 
-def _book_for(chip: Chip, shape: Any) -> Book:
-    """The calibrations that speak for a shape on a chip: collectives ask for their links'."""
-    kin = getattr(shape, "through_host", None)
-    if kin is None:
-        return _book(chip.name, chip.has_gddr, True)
-    own = chip.scale_up is not None and chip.scale_up.through_host == kin
-    return _book(chip.name, kin, own)
+def _changed(kernel: Kernel, chip: KernelChip, shape: Any) -> tuple[Any, str]:
+    """Where a chip, or a collective's link, is not what its name was measured with; the origin."""
+    sold = _as_sold(chip.name)
+    if sold is None:
+        return False, "measured"
+    link = kernel.over_links
+    changed = shape.link_bandwidth != sold.link_bandwidth if link else chip.differs(sold)
+    words = "other links" if link else "other figures"
+    return changed, f"transferred from {words}" if np.any(changed) else "measured"
 
 
 @cache
-def _book(chip: str, kin: bool, own: bool) -> Book:
+def _as_sold(name: str) -> KernelChip | None:
+    """The chip of the catalogue; None for one of a file of its own."""
+    return kernel_chip(load_chip(name)) if name in list_chips() else None
+
+
+@cache
+def _book(chip: str, kind: bool, own: bool) -> Book:
     """What was transferred to chips of a kind, completed by a chip's *own* measurements."""
-    book = load_transferred(_CALIBRATIONS, KERNELS, kin)
+    book = load_calibration(_CALIBRATIONS / TRANSFERS[kind], KERNELS)
     path = _CALIBRATIONS / f"{chip}.toml"
     if own and path.exists():
         book |= load_calibration(path, KERNELS)

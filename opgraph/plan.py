@@ -302,7 +302,8 @@ class Plan:
             as_count("layers", number)
         pieces = _scalar("pp", self.pp) * self.interleave
         if len(self.layers) != pieces:
-            raise SpecError(f"layers={self.layers}: give {pieces} numbers, one for each stage")
+            given = ", ".join(map(str, self.layers))
+            raise SpecError(f"layers {given}: give {pieces} numbers, one for each stage")
 
     def _check_experts(self) -> None:
         chips = self.stage_chips

@@ -353,9 +353,9 @@ def _describe(shares: dict[str, Number]) -> str:
 
 
 def _with_interval(value: Number, interval: tuple[Number, Number]) -> str:
-    """Seconds, and the interval where there is one: ``9.6 ms (9.2 ms to 10 ms)``."""
+    """Seconds, and the interval where there is one: ``9.6 ms (80 %: 9.2 ms to 10 ms)``."""
     text, low, high = (_quantity(seconds, "s") for seconds in (value, *interval))
-    return text if low == high else f"{text} ({low} to {high})"
+    return text if low == high else f"{text} (80 %: {low} to {high})"
 
 
 def _quantity(value: Number, unit: str) -> str:

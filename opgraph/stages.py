@@ -48,7 +48,8 @@ def cut(graph: Graph, layers: tuple[int, ...], *, decodes: bool) -> tuple[Graph,
         )
     if sum(layers) != num_layers(graph):
         raise SpecError(
-            f"layers={tuple(layers)} are {sum(layers)}, but {graph.name} has {num_layers(graph)}"
+            f"stages of {', '.join(map(str, layers))} layers hold {sum(layers)}, "
+            f"but {graph.name} has {num_layers(graph)}"
         )
     pieces = _pieces(graph, layers)
     for piece, following in zip(reversed(pieces[:-1]), reversed(pieces[1:]), strict=True):

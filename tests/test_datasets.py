@@ -216,6 +216,21 @@ def test_written_toml_reads_back():
     assert tomllib.loads(dump(data)) == data
 
 
+def test_a_chip_far_behind_the_same_die_with_less_bandwidth_was_not_alone(monkeypatch):
+    from validation import tables
+
+    keys = dict.fromkeys(tables.GDN_KEYS, 1)
+    twin = pd.DataFrame([{**keys, "batch_size": size, "kernel_source": "scan", "latency": time}
+                         for size, time in ((1, 1.0), (1, 3.0), (2, 2.0))])  # fmt: skip
+    monkeypatch.setattr(tables, "uncleaned", lambda *place: twin)
+    rows = twin.iloc[[0, 2]].assign(latency=[2.5, 2.3], system="h200_sxm")
+    # against the median of 2: 1.25 times as long is out, 1.15 is noise; what has no twin stays
+    rows = pd.concat([rows, rows.iloc[:1].assign(batch_size=9)])
+    (rule,) = tables.DATASETS["gdn_chunk"].rules
+    assert list(rule.keep(rows)) == [False, True, True]
+    assert all(rule.keep(rows.assign(system="b200_sxm")))
+
+
 def test_what_is_not_installed_is_named_with_the_command(monkeypatch):
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
     with pytest.raises(SpecError, match=r"pip install 'opgraph\[validation\]'"):

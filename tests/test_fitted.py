@@ -137,6 +137,56 @@ def test_what_nobody_measured_is_taken_from_chips_of_its_kind(name, host, kind, 
     assert found["provenance"] == [words]
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("GDDR6", True), ("gddr6x", True), ("24 GB of GDDR7", True), ("HBM3", False)],
+)
+def test_a_memory_says_in_its_name_that_it_is_gddr(name, expected):
+    chip = load_chip("l4")
+    chip = replace(chip, memory=(replace(chip.memory[0], name=name),), energy=None)
+    assert kernel_chip(chip).has_gddr == expected
+
+
+def test_figures_that_nobody_measured_are_not_called_measured():
+    asked = {"m": [64], "n": [4096], "k": [4096]}
+    sold, changed = load_platform("dgx-h100"), load_platform("dgx-h100").with_chip(clock="1 GHz")
+    one, other = (shapes.price("gemm", asked, where, cost_model("corrected"))
+                  for where in (sold, changed))  # fmt: skip
+    assert one["provenance"] == ["measured"]
+    assert other["provenance"] == ["transferred from other figures"]
+    width = [math.log(found["high_us"][0] / found["low_us"][0]) for found in (one, other)]
+    assert width[1] > 1.5 * width[0]
+    sent = {"chips": [4], "bytes": [2**20]}
+    links = sold.with_link("node", bandwidth="100 GB/s")
+    for where, words in ((changed, "measured"), (links, "transferred from other links")):
+        found = shapes.price("all_to_all", sent, where, cost_model("corrected"))
+        assert found["provenance"] == [words]
+
+
+def test_in_a_sweep_only_the_changed_points_are_less_sure():
+    sold = load_chip("h100-sxm").memory_bandwidth
+    rates = np.array([sold, 2 * sold])
+    many = simulate(
+        load_model("llama-3.1-8b"),
+        load_platform("dgx-h100").with_chip(memory_bandwidth=rates),
+        cost="corrected",
+    )
+    for index, rate in enumerate(rates):
+        where = load_platform("dgx-h100").with_chip(memory_bandwidth=float(rate))
+        one = simulate(load_model("llama-3.1-8b"), where, cost="corrected")
+        ends = [end[index] for end in many.tpot_interval]
+        assert ends == pytest.approx(list(one.tpot_interval), rel=1e-4)
+
+
+def test_no_product_may_outrun_its_roofline_but_where_a_cache_lets_it():
+    sizes = {"m": [1, 16, 512, 4096], "n": [8192] * 4, "k": [8192] * 4, "dtype": ["fp8"] * 4}
+    ideal, found = (shapes.price("gemm", sizes, load_platform("l4:1"), cost_model(level))
+                    for level in ("ideal", "tiled"))  # fmt: skip
+    floor = np.minimum(found["time_us"], ideal["time_us"])
+    assert np.all(np.array(found["low_us"]) >= floor * (1 - 1e-12))
+    assert np.any(np.array(found["low_us"]) == floor)
+
+
 def test_a_chip_that_nobody_measured_says_so():
     report = step(platform="mi300x-platform")
     words = {row["provenance"] for row in report.decode.rows()}

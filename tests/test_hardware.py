@@ -5,6 +5,7 @@ import doctest
 import importlib
 import math
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -524,6 +525,34 @@ def test_replace_takes_arrays():
     chip = toy_chip().replace(memory_bandwidth=bandwidth, peak={"fp8": 200.0}, clock=1e9, cores=4)
     assert chip.memory_bandwidth is bandwidth
     assert (chip.peak("fp8"), chip.peak("bf16"), chip.clock, chip.cores) == (200, 100, 1e9, 4)
+
+
+def test_a_name_in_other_letters_is_found():
+    with pytest.raises(SpecError, match="unknown chip or platform 'L4'; did you mean 'l4'"):
+        load_platform("L4:1")
+
+
+def test_more_chips_than_links_join_says_how_many_do(tmp_path):
+    text = (Path(hardware.__file__).parent / "data/chips/l4.toml").read_text()
+    chip = re.sub(r"(?s)\[scale_out\].*?\n\n", "", text).replace(
+        "max_scale_up = 8", "max_scale_up = 2"
+    )
+    (tmp_path / "mine.toml").write_text(chip)
+    assert load_platform(f"{tmp_path / 'mine.toml'}:2").num_chips == 2
+    with pytest.raises(SpecError, match="join no more than max_scale_up = 2 of it, not 8"):
+        load_platform(f"{tmp_path / 'mine.toml'}:8")
+    without = re.sub(r"(?s)\[\[memory\]\].*?\n\n", "", chip)
+    (tmp_path / "mine.toml").write_text(without)
+    with pytest.raises(SpecError, match="'memory'"):
+        load_platform(f"{tmp_path / 'mine.toml'}:2")
+
+
+def test_replace_takes_lists_of_numbers_and_of_texts():
+    chip = toy_chip().replace(memory_bandwidth=[1e12, "2 TB/s"], cores=(4, 8))
+    assert chip.memory_bandwidth.tolist() == [1e12, 2e12]
+    assert chip.cores.tolist() == [4, 8]
+    with pytest.raises(SpecError, match="memory_bandwidth: "):
+        toy_chip().replace(memory_bandwidth=["fast"])
 
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, np.array([1, 0]), np.array([np.nan]),

@@ -28,7 +28,7 @@ from opgraph.kernels import (
     route,
 )
 from opgraph.kernels.interval import widened
-from opgraph.kernels.kernel import soft_max
+from opgraph.kernels.kernel import Limiter, soft_max
 
 FOLDER = Path(hardware.__file__).parent / "data" / "calibration"
 TRACES = Path(__file__).parents[1] / "validation" / "traces"
@@ -380,6 +380,36 @@ def test_behind_a_host_all_but_a_pair_share_its_bridges():
     assert crowded[1:] == pytest.approx(bridges * (1 + own**1.5) ** (1 / 1.5), rel=0.02)
 
 
+def test_bridges_as_long_as_the_own_path_join_it_by_their_exponent():
+    shape = CollectiveShape(1e9, 4.0, 32e9, "all_gather", through_host=True)
+    plain = {"pipeline": 0.01, "quick_efficiency": 5e-3, "bulk_efficiency": 0.8, "launch": 2e-7}
+    # two links' worth beyond a pair over 1.6 are as long as a link at 0.8
+    own = 0.75e9 / 32e9 / 0.8
+    time = tiled("all_gather", shape, shared=1.6, growth=1e-3, **plain)
+    assert time == pytest.approx(own * 2 ** (1 / 1.5), rel=2e-3)
+    few = replace(kernel_chip(load_chip("l40s")), link_bandwidth=32e9)
+    limiter = (
+        KERNELS["all_gather"]
+        .tiled(shape, few, replace(KERNELS["all_gather"].parameters(), shared=0.05, **plain))
+        .limiter
+    )
+    assert limiter == Limiter.NETWORK_BANDWIDTH
+
+
+def test_growth_beyond_four_chips_is_the_bridges_loss_behind_a_host():
+    shape = CollectiveShape(1e9, 8.0, 32e9, "all_gather", through_host=True)
+    lost, kept = (tiled("all_gather", shape, shared=0.05, growth=g) for g in (0.5, 1e-3))
+    assert lost / kept == pytest.approx(math.sqrt(2), rel=0.01)
+    lost, kept = (tiled("all_gather", shape, shared=1e3, growth=g) for g in (0.5, 1e-3))
+    assert lost / kept == pytest.approx(1, rel=0.01)
+
+
+def test_large_all_reduces_of_an_engine_are_the_librarys_ring():
+    shape = CollectiveShape(2e8, 4.0, 450e9)
+    time = tiled("custom_all_reduce", shape, bulk_efficiency=0.5, growth=0.1, pipeline=0.01)
+    assert time == pytest.approx(1.5 * 2e8 / (450e9 * 2**0.1 * 0.5), rel=0.03)
+
+
 def test_half_of_what_the_quick_protocol_sends_through_a_host_are_flags():
     shape = CollectiveShape(1e9, 8.0, 32e9, "all_gather", through_host=True)
     quick = {"bulk_start": 3e-4, "bulk_efficiency": 0.1, "pipeline": 5.0, "quick_efficiency": 1.3}
@@ -413,6 +443,21 @@ def test_a_table_by_rows_takes_tiles_that_nobody_else_would():
     # where every tile is busy all the same, the choice is of no account
     large = GemmShape(8192.0, 8192.0, 8192.0)
     assert tiled("gemm", large, table=1.0) < 1.15 * tiled("gemm", large, table=1e-9)
+
+
+def test_a_tables_rows_are_the_fewest_that_hold_all():
+    shape = GemmShape(np.array([16, 17, 32, 33, 64, 65, 128, 129]), 128.0, 65536.0)
+    times = tiled("gemm", shape, table=1.0, step_latency=0.01, tile_half=0.01, sharpness=12.0)
+    # twice the rows, twice the work of the one tile; beyond 128 another core has the next
+    expected = np.array([1, 2, 2, 4, 4, 8, 8, 8])
+    assert times / times[0] == pytest.approx(expected, rel=0.12)
+    small = GemmShape(512.0, 128.0, 65536.0)
+    swift = replace(kernel_chip(load_chip("h200-sxm")), memory_bandwidth=1e17)
+    bare = {"launch": 1e-8, "prologue": 1e-9}
+    between, best, fixed = (
+        tiled("gemm", small, swift, table=part, **bare) for part in (0.5, 1e-9, 1.0)
+    )
+    assert between == pytest.approx(math.sqrt(best * fixed), rel=0.01)
 
 
 def test_the_quantiser_starts_every_row():

@@ -106,7 +106,7 @@ def test_plans_that_make_no_sense(fields, words):
     [
         (Plan(ep=8), ["ep=8", "no experts"]),
         (Plan(redundant_experts=8), ["redundant_experts=8", "no experts"]),
-        (Plan(pp=2, layers=(3, 4)), ["layers=(3, 4)", "has 8"]),
+        (Plan(pp=2, layers=(3, 4)), ["stages of 3, 4 layers hold 7", "has 8"]),
         (Plan(tp=128), ["128 chips", "has 64"]),
     ],
 )

@@ -66,7 +66,7 @@ def test_the_platform_of_the_manual_loads(tmp_path):
     from hardware import load_platform
 
     text = (ROOT / "docs/networks.md").read_text()
-    (tmp_path / "two-tori.toml").write_text(re.findall(r"```toml\n(.*?)```", text, re.S)[0])
+    (tmp_path / "two-tori.toml").write_text(re.findall(r"```toml\n(.*?)```", text, re.S)[1])
     platform = load_platform(str(tmp_path / "two-tori.toml"))
     assert platform.num_chips == 16 * 64
     assert platform.collective("all_reduce", 1e6, 128).time > 0

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from hardware import SpecError, load_chip
-from opgraph.kernels import KERNELS, LEVELS, TRANSFERS, kernel_chip, load_transferred
+from opgraph.kernels import KERNELS, LEVELS, TRANSFERS, kernel_chip, kind_of, load_calibration
 from validation.accuracy import (
     ANCHOR_SPREAD,
     errors,
@@ -19,6 +19,7 @@ from validation.accuracy import (
 from validation.calibrate import (
     Case,
     Fits,
+    Pool,
     cases,
     first_pass,
     fit_calibrated,
@@ -106,7 +107,8 @@ def calibrate_own(
         found = 0 if sample is None else len(sample.measured)
         raise SpecError(f"{table} has {found} usable rows of {op} in {dtype}; {LEAST_ROWS} suffice")
     case = Case(op, machine.name, dtype, machine, sample, splits(kernel, sample, machine))
-    start = load_transferred(CALIBRATION, KERNELS, machine.has_gddr).get((op, dtype))
+    pool = load_calibration(CALIBRATION / TRANSFERS[kind_of(kernel, machine)], KERNELS)
+    start = pool.get((op, dtype))
     prior = Prior(start.tiled, ANCHOR_SPREAD) if start else None
     sets = {"all": np.arange(len(sample.measured)),
             **{name: split.train for name, split in case.splits.items()}}  # fmt: skip
@@ -160,27 +162,40 @@ def _summary(gaps: Gaps) -> dict[str, float]:
 def write_transfer(op: str, scored: list[Scored], found: Ends, out: Path) -> None:
     """Write the parameters for chips that nobody measured, with the errors of unseen chips.
 
-    Each kind of chip has its own: those with stacked memory, and those with GDDR.
+    Each kind of chip has its own (`kind_of`).
     """
-    for kin, name in enumerate(TRANSFERS):
-        kind = [each for each in scored if each.case.chip.has_gddr == kin]
+    kernel = CLASSES[op].kernel
+    for index, name in enumerate(TRANSFERS):
+        kind = [each for each in scored if kind_of(kernel, each.case.chip) == index]
         entries = {}
         for dtype in dict.fromkeys(each.case.dtype for each in kind):
-            same = [each for each in kind if each.case.dtype == dtype]
-            members = [each.case for each in same]
-            unseen = _joined([each.gaps[CHIP] for each in same if CHIP in each.gaps])
-            if unseen:
-                pool = pooled(op, members)
-                extra = {"interval": bands({}, pool.scatter, found),
-                         "errors": _summary({CHIP: unseen})}  # fmt: skip
-                entries[dtype] = transfer_entry(members, pool, extra)
-        write_parameters(out / f"{name}.toml", {op: entries})
+            same = [each for each in kind if each.case.dtype == dtype and CHIP in each.gaps]
+            if same:
+                pool = pooled(op, [each.case for each in same])
+                entries[dtype] = transfer_entry(
+                    [each.case for each in same], pool, _unseen(same, pool, found)
+                )
+        write_parameters(out / name, {op: entries})
+
+
+def _unseen(same: list[Scored], pool: Pool, found: Ends) -> dict[str, Any]:
+    """Return intervals and errors of a pool.
+
+    A kind of one generation was foretold by the other kind: those errors are not the pool's, but
+    say how little its own scatter does.
+    """
+    if len({MEASURED[each.case.chip_name].generation for each in same}) == 1:
+        pools = [pool, *(each.fits.transferred for each in same if each.fits.transferred)]
+        scatter = {level: max(each.scatter[level] for each in pools) for level in pool.scatter}
+        return {"interval": bands({}, scatter, found)}
+    extra = {"interval": bands({}, pool.scatter, found)}
+    unseen = _joined([each.gaps[CHIP] for each in same])
+    means = {CHIP: "every row of one generation at a time"}
+    return {"held_out": means, **extra, "errors": _summary({CHIP: unseen})}
 
 
 def _joined(parts: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Return the rows of several chips, in equal parts, by level."""
-    if not parts:
-        return {}
     least = min(CHIP_SHARE, *(len(next(iter(part.values()))) for part in parts))
     return {level: np.concatenate([part[level][subset(np.arange(len(part[level])), least)]
                                    for part in parts])

@@ -207,6 +207,13 @@ def _read(path: Path) -> pd.DataFrame:
         raise SpecError(f"{path} is not a CSV table: {error}") from None
 
 
+def uncleaned(table: str, system: str, backend: str) -> pd.DataFrame:
+    """Return all rows of a table that is there."""
+    path = _table(table, system, backend)
+    assert path is not None, (table, system, backend)  # noqa: S101
+    return _read(path)
+
+
 def _table(table: str, system: str, backend: str) -> Path | None:
     """Return the table of the current slot, else that of the newest version below it."""
     slot = current(system, backend)

@@ -48,7 +48,6 @@ def transfer_entry(members: list[Case], pool: Pool, found: Mapping[str, Any]) ->
         "kind": "transferred",
         "data": f"{members[0].sample.provenance.split('/')[0]} and others, of {chips}",
         "rows": sum(len(case.sample.measured) for case in members),
-        "held_out": {"chip": "every row of one generation at a time"},
         "calibrated": asdict(pool.calibrated),
         "tiled": asdict(pool.tiled),
         **found,

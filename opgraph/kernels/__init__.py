@@ -5,8 +5,8 @@ from opgraph.kernels.calibration import (
     TRANSFERS,
     Calibration,
     interval,
+    kind_of,
     load_calibration,
-    load_transferred,
     price,
 )
 from opgraph.kernels.chip import KernelChip, kernel_chip
@@ -86,8 +86,8 @@ __all__ = [
     "declared",
     "interval",
     "kernel_chip",
+    "kind_of",
     "load_calibration",
-    "load_transferred",
     "price",
     "route",
 ]

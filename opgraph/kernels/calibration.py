@@ -17,10 +17,8 @@ from opgraph.kernels.smooth_roofline import SmoothRoofline, roofline, smooth_roo
 TERM, NAME = "|", "/"  # separators of residual keys: op/dtype/knots/feature, op/dtype/table/a|b
 
 
-# files of parameters for chips that nobody measured: of those with stacked memory, and with GDDR,
-# whose libraries run kernels of their own; the latter's links pass a host, so that they stand for
-# collectives of all whose links do
-TRANSFERS = ("transfer", "transfer-gddr")
+# files of parameters for chips that nobody measured, by `kind_of`
+TRANSFERS = ("transfer.toml", "transfer-gddr.toml")
 
 
 @dataclass(frozen=True)
@@ -54,16 +52,21 @@ def price(kernel: Kernel, shape: Any, chip: KernelChip, level: str, fit: Calibra
 
 def interval(
     kernel: Kernel, shape: Any, chip: KernelChip, level: str, fit: Calibration, *,
-    alien: bool = False,
+    alien: Any = False,
 ) -> Band:  # fmt: skip
     """Return the factors on a price between which 80 % of measurements lie, shape by shape.
 
-    `alien` says that the shape is not of the kind that was fitted (another format, other heads).
+    `alien` says where the shape or the chip is not of the kind that was fitted (another format,
+    other heads, figures that nobody has measured).
     """
     bands = fit.bands[kernel.level(level)]
-    if fit.seen is None or alien:
-        return bands["transferred"]
-    return widened(bands, *fit.seen.relation(kernel, shape, chip))
+    moved = bands["transferred"]
+    if fit.seen is None or np.all(alien):
+        return moved
+    band = widened(bands, *fit.seen.relation(kernel, shape, chip))
+    if not np.any(alien):
+        return band
+    return Band(np.where(alien, moved.low, band.low), np.where(alien, moved.high, band.high))
 
 
 def load_calibration(
@@ -80,16 +83,16 @@ def load_calibration(
     }  # fmt: skip
 
 
-def load_transferred(
-    folder: Path, kernels: Mapping[str, Kernel], kin: bool
-) -> dict[tuple[str, str], Calibration]:
-    """Return the calibrations of chips of a kind (an index of TRANSFERS), by (op, number format).
+def kind_of(kernel: Kernel, chip: KernelChip, shape: Any = None) -> bool:
+    """Return the kind of a chip for a kernel, which tells whose parameters it may take.
 
-    What no chip of the kind has is the other kind's.
+    Chips with GDDR run other kernels than those with stacked memory; of what is sent over links
+    it matters whether these pass a host, those of *shape* or else of the chip. All measured
+    chips with GDDR are behind one, and no other.
     """
-    other, own = (load_calibration(folder / f"{TRANSFERS[kind]}.toml", kernels)
-                  for kind in (not kin, kin))  # fmt: skip
-    return other | own
+    if not kernel.over_links:
+        return chip.has_gddr
+    return bool(getattr(shape if shape is not None else chip, "through_host", False))
 
 
 def _calibration(

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from hardware.chip import Chip, Memory
 
 
+_FIGURES = ("vector", "memory_bandwidth", "cores", "clock", "boost", "exponentials", "matrix_rows")
+
+
 @dataclass(frozen=True)
 class KernelChip:
     """A chip as the kernels' formulas read it; numbers or arrays in SI units.
@@ -35,6 +38,15 @@ class KernelChip:
     through_host: Any
     has_gddr: bool
 
+    def differs(self, other: "KernelChip") -> Any:
+        """Return where a figure of its cores and memories is not the other's."""
+        changed: Any = self.cache.capacity != other.cache.capacity
+        for name in _FIGURES:
+            changed = changed | (getattr(self, name) != getattr(other, name))
+        for dtype, rate in self.matrix.items():
+            changed = changed | (rate != other.matrix[dtype])
+        return changed
+
     def rate(self, dtype: str) -> Any:
         """Return the matrix FLOP/s at the highest clock, at which a kernel starts."""
         return self.matrix[dtype] * self.boost
@@ -47,9 +59,10 @@ def kernel_chip(chip: "Chip") -> KernelChip:
     """
     cores, clock, cache = chip.cores, chip.clock, chip.cache
     if cores is None or clock is None or cache is None:
-        name = "cores" if cores is None else "clock" if clock is None else "cache"
+        figures = {"cores": cores, "clock": clock, "cache": cache}
+        names = [repr(name) for name, figure in figures.items() if figure is None]
         raise SpecError(
-            f"{chip.name} has no '{name}', which the kernels' physics needs; "
+            f"{chip.name} has no {', '.join(names)}, which the kernels' physics needs; "
             "add it to the chip, or use the cost model ideal"
         )
     return KernelChip(

@@ -254,16 +254,17 @@ LIBRARY_LEVELS = ("ideal", "calibrated", "tiled")
 COLLECTIVES = {
     operation: Kernel(operation, CollectiveParameters, collective_work, collective,
                       collective_features, terms=SIZE_TERMS, sizes=("chips",),
-                      levels=LIBRARY_LEVELS)
+                      levels=LIBRARY_LEVELS, over_links=True)
     for operation in STEPS
 }  # fmt: skip
 CUSTOM_ALL_REDUCE = Kernel(
     "custom_all_reduce", CustomAllReduceParameters, collective_work, custom_all_reduce,
     collective_features, terms=SIZE_TERMS, sizes=("chips",), levels=LIBRARY_LEVELS,
+    over_links=True,
 )  # fmt: skip
 DISPATCH = Kernel(
     "dispatch", DispatchParameters, dispatch_work, dispatch, dispatch_features,
     terms=(("tokens", "hidden"), ("tokens", "topk")),
-    sizes=("hidden", "topk", "chips"),
+    sizes=("hidden", "topk", "chips"), over_links=True,
 )  # fmt: skip
 COMBINE = replace(DISPATCH, name="combine")

@@ -56,7 +56,13 @@ class GemmParameters:
     cache_rate: float = parameter("byte/FLOP", 1e-3, 0.02, 1, "L2 bytes per FLOP of bf16 peak")
     prologue: float = parameter("s", 1e-9, 9e-7, 2e-5, "pipeline fill and drain of a tile")
     wave: float = parameter("s", 1e-10, 2e-7, 5e-6, "extra per further wave")
-    split: float = parameter("s", 1e-8, 2.7e-6, 1e-3, "fixed cost of splitting k")
+    split: float = parameter(
+        "s",
+        1e-8,
+        2.7e-6,
+        1e-3,
+        "fixed cost of splitting k; what never pays, of a kernel that does not",
+    )
     step_latency: float = parameter(
         "1",
         0.01,

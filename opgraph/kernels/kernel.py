@@ -96,7 +96,8 @@ class Kernel:
     `features` gives named logarithms of dimensionless numbers; `terms` are the groups of features
     whose joint, interpolated table corrects the physics. `sizes` are the fields of a shape that a
     model fixes, whatever its load. `levels` are those that lower the error
-    on rows never fitted; asked for another, a kernel answers with the best below it.
+    on rows never fitted; asked for another, a kernel answers with the best below it. `over_links`
+    says that it sends to other chips.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Kernel:
     terms: tuple[tuple[str, ...], ...]
     sizes: tuple[str, ...]
     levels: tuple[str, ...] = LEVELS
+    over_links: bool = False
 
     def level(self, asked: str) -> str:
         """Return the level of fidelity that answers for the one asked for."""
