@@ -255,7 +255,7 @@ def _(operator: Attention, sizes: Sizes, machine: Machine) -> Asked | None:
         # a key's own part, what all heads' keys share, a value
         nope, rope, value = (operator.size(sizes, t.dims[-1]) for t in operator.inputs[2:5])
         op, shape = "mla_prefill", shape._replace(nope=nope, rope=rope, value=value)
-    measured = shape[-4:] == MlaShape(batch, seq, 0, heads)[-4:]
+    measured = shape._replace(context=0, kv_bytes=2.0) == MlaShape(batch, seq, 0, heads)
     return Asked(op, dtype, shape, alien="" if measured else "other head sizes")
 
 

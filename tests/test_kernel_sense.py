@@ -332,6 +332,27 @@ def test_decode_latencies_are_in_clocks_and_small_groups_have_their_own_tile():
     assert few[1] == some[1]
 
 
+@pytest.mark.parametrize("op", ["attention_decode", "mla_decode"])
+def test_a_model_reads_each_layers_cache_from_memory(op):
+    sizes = (8.0, 1.0, 4096.0, 64.0)
+    shape = MlaShape(*sizes) if op == "mla_decode" else AttentionShape(*sizes, 8.0, 128.0)
+    chip = kernel_chip(load_chip("l40s"))
+    roomy = replace(chip, cache=replace(chip.cache, capacity=1e12))
+    nbytes = 8 * 4096 * (576 if op == "mla_decode" else 2 * 8 * 128) * 2
+    slow = {"memory_efficiency": 0.5, "cache_bandwidth": 50.0, "sharpness": 12.0,
+            "compute_efficiency": 1.2, "core_rate": 1.0, "block": 10.0, "miss": 20.0}  # fmt: skip
+    one, few, many = (tiled(op, shape._replace(copies=copies), roomy, **slow)
+                      for copies in (1.0, 4.0, np.inf))  # fmt: skip
+    assert one == few < many
+    # all of it at half of memory's bandwidth, and little else
+    assert many == pytest.approx(nbytes / (0.5 * chip.memory_bandwidth), rel=0.25)
+    assert one < 0.5 * many
+    # what does not fit L2 is read from memory anyway
+    bare = replace(chip, cache=replace(chip.cache, capacity=1e5))
+    one, many = (tiled(op, shape._replace(copies=copies), bare, **slow) for copies in (1.0, np.inf))
+    assert one == pytest.approx(many, rel=1e-6)
+
+
 def test_latent_decode_pays_for_parts_without_work_and_for_narrow_tiles_apart():
     chip = kernel_chip(load_chip("h200-sxm"))
     shape = MlaShape(512.0, 1.0, 8192.0, np.array([16.0, 64.0]))

@@ -101,7 +101,7 @@ def _attention_shape(frame: pd.DataFrame, chip: Any, dtype: str) -> AttentionSha
     size = frame["head_dim"].to_numpy(float)
     product = "fp8" if dtype == "fp8" else "bf16"
     kv_bytes = 2.0 if dtype == "bf16" else 1.0
-    return AttentionShape(batch, seq, step + seq, heads, kv, size, window, product, kv_bytes)
+    return AttentionShape(batch, seq, step + seq, heads, kv, size, window, product, kv_bytes, 1.0)
 
 
 def _attention_family(frame: pd.DataFrame) -> Any:
@@ -232,7 +232,8 @@ HELD_MLA_HEADS = (16, 64)
 def _mla_shape(frame: pd.DataFrame, chip: Any, dtype: str) -> MlaShape:
     """Return per-chip sizes; in decode `isl` is 1 and `step` tokens are already cached."""
     batch, seq, step, heads = _columns(frame, *MLA_KEYS)
-    return MlaShape(batch, seq, step + seq, heads, "bf16", 2.0 if dtype == "bf16" else 1.0)
+    kv_bytes = 2.0 if dtype == "bf16" else 1.0
+    return MlaShape(batch, seq, step + seq, heads, "bf16", kv_bytes, copies=1.0)
 
 
 MLA_TABLES = tuple(

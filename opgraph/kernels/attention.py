@@ -41,7 +41,8 @@ NO_WINDOW = 1e18
 class AttentionShape(NamedTuple):
     """Per chip: new tokens `seq`, tokens attended `context` (with the new ones), heads, formats.
 
-    `window` 0 means none. `dtype` is that of the products ("bf16" or "fp8").
+    `window` 0 means none. `dtype` is that of the products ("bf16" or "fp8"). `copies`: KV caches
+    that decode cycles through (a model's layers: too many to hit L2; a benchmark has one).
     """
 
     batch: Any
@@ -53,6 +54,7 @@ class AttentionShape(NamedTuple):
     window: Any = 0.0
     dtype: str = "bf16"
     kv_bytes: float = 2.0
+    copies: Any = np.inf
 
 
 @dataclass(frozen=True)
@@ -244,8 +246,11 @@ def decode(shape: AttentionShape, chip: KernelChip, params: DecodeParameters) ->
     kept = 2 * shape.batch * shape.kv_heads * context * token
     moved = TENSOR_BYTES * shape.batch * shape.seq * shape.head_dim
     moved = moved * 2 * (shape.heads + shape.kv_heads)
-    hit = resident(kept + moved, params.cache_fraction * chip.cache.capacity, RESIDENT)
+    cache = params.cache_fraction * chip.cache.capacity
+    hit = resident(kept + moved, cache, RESIDENT)
+    held = resident(shape.copies * kept + moved, cache, RESIDENT)  # of the KV cache
     memory = (kept + moved) * ((1 - hit) / params.memory_efficiency + hit / params.cache_bandwidth)
+    memory = memory + kept * (hit - held) * flushed(params)
     memory = memory / chip.memory_bandwidth
     packed = shape.seq * shape.heads / shape.kv_heads
     tiles = shape.batch * shape.kv_heads * np.ceil(packed / DECODE_ROWS)
@@ -269,6 +274,11 @@ def decode(shape: AttentionShape, chip: KernelChip, params: DecodeParameters) ->
         (Limiter.CACHE, np.where(flop / speed < block, busy - tile, 0)),
     )  # fmt: skip
     return KernelTime(start + soft_max(busy, memory, params.sharpness), limiter)
+
+
+def flushed(params: Any) -> Any:
+    """Return what a byte costs that other layers have flushed from L2, beside one that is there."""
+    return max(1 / params.memory_efficiency - 1 / params.cache_bandwidth, 0)
 
 
 def attention_features(shape: AttentionShape, chip: KernelChip) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from opgraph.kernels.attention import (
     RESIDENT,
     AttentionShape,
     PrefillParameters,
+    flushed,
     prefill,
 )
 from opgraph.kernels.chip import KernelChip
@@ -42,7 +43,8 @@ class MlaShape(NamedTuple):
     """Per chip: sequences, new tokens, tokens attended with them, heads; latent KV bytes.
 
     The numbers of a latent, of a key's rotated and other part and of a value are DeepSeek-V3's
-    (kv_lora_rank, qk_rope_head_dim, qk_nope_head_dim, v_head_dim) where not given.
+    (kv_lora_rank, qk_rope_head_dim, qk_nope_head_dim, v_head_dim) where not given. `copies`: KV
+    caches that decode cycles through, as of `AttentionShape`.
     """
 
     batch: Any
@@ -55,6 +57,7 @@ class MlaShape(NamedTuple):
     rope: Any = 64.0
     nope: Any = 128.0
     value: Any = 128.0
+    copies: Any = np.inf
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,9 @@ def mla_decode(shape: MlaShape, chip: KernelChip, params: MlaDecodeParameters) -
     """Return the time of latent attention of one (or few) new tokens per sequence."""
     rows = shape.heads * shape.seq
     nbytes = shape.batch * shape.context * (shape.latent + shape.rope) * shape.kv_bytes
-    hit = resident(nbytes, params.cache_fraction * chip.cache.capacity, RESIDENT)
+    cache = params.cache_fraction * chip.cache.capacity
+    hit = resident(nbytes, cache, RESIDENT)
+    held = resident(shape.copies * nbytes, cache, RESIDENT)
     options = [_decode_tiles(shape, rows, tall, chip, params) for tall in HEAD_TILES]
     tall, narrow = np.minimum(*options), _decode_tiles(shape, rows, NARROW, chip, params)
     padded = 2 ** np.ceil(np.log2(rows))  # by which the kernel is chosen: 1 where tiles are narrow
@@ -115,6 +120,7 @@ def mla_decode(shape: MlaShape, chip: KernelChip, params: MlaDecodeParameters) -
     near = hit + few * (groups - 1)
     busy = tall ** (1 - few) * narrow**few
     memory = far / params.memory_efficiency + near / params.cache_bandwidth
+    memory = memory + (hit - held) * flushed(params)
     memory = memory * nbytes / chip.memory_bandwidth
     moved = shape.batch * rows * (2 * shape.latent + shape.rope) * OUTPUT_BYTES
     write = moved / (chip.memory_bandwidth * params.write_rate)
