@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeAlias, cast
 
-import numpy as np
-
-from hardware.arithmetic import in_double
+from hardware.arithmetic import always, in_double
 from hardware.die import Die
 from hardware.energy import Energy, with_energy
 from hardware.errors import SpecError, nearest, shown
@@ -159,7 +157,7 @@ class Chip:
             boost=self.boost, exponentials=self.exponentials, matrix_rows=self.matrix_rows,
         )  # fmt: skip
         check_positive(self.name, **self.matrix)
-        if np.any(np.asarray(self.boost) < 1):
+        if not always(self.boost >= 1):
             raise SpecError(f"boost of {self.name} is a highest clock over 'clock', at least 1")
         if self.energy is not None:
             self.energy.check(self.name, [tier.name for tier in self.memory], DTYPES)

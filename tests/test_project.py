@@ -72,6 +72,18 @@ def test_the_platform_of_the_manual_loads(tmp_path):
     assert platform.collective("all_reduce", 1e6, 128).time > 0
 
 
+def test_the_chip_of_the_manual_loads_and_is_one_of_gddr(tmp_path):
+    from hardware import load_platform
+    from opgraph.kernels import kernel_chip
+
+    text = (ROOT / "docs/networks.md").read_text()
+    (tmp_path / "gamer.toml").write_text(re.findall(r"```toml\n(.*?)```", text, re.S)[0])
+    platform = load_platform(f"{tmp_path / 'gamer.toml'}:8")
+    assert [level.size for level in platform.levels] == [8]
+    assert platform.levels[0].link.through_host
+    assert kernel_chip(platform.chip).has_gddr
+
+
 def test_the_snippets_of_the_manual_run():
     text = (ROOT / "docs/networks.md").read_text()
     names: dict[str, object] = {}

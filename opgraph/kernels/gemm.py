@@ -119,6 +119,14 @@ class GemmShape(NamedTuple):
     copies: Any = np.inf
 
 
+class _Machine(NamedTuple):
+    """What a tiling runs on: `core` is a core's FLOP/s under the load, before what tiles lose."""
+
+    chip: KernelChip
+    params: GemmParameters
+    core: Any
+
+
 class _Tile(NamedTuple):
     """Times of the best tile shape so far."""
 
@@ -181,23 +189,29 @@ def _tilings(shape: GemmShape, kind: Format, chip: KernelChip, params: GemmParam
     load = 2 * shape.batch * shape.m * shape.n * shape.k / peak
     core = peak / chip.cores * params.compute_efficiency
     core = core * (1 - params.throttle * load / (load + params.throttle_time))
-    machine = chip, params, core
+    machine = _Machine(chip, params, core)
     best = reduce(_faster, _candidates(shape, kind, machine))
     rows = TABLE_ROWS[np.searchsorted(TABLE_ROWS[:-1], shape.m)]
-    fixed = _waves(shape, kind, machine, (rows, TABLE_COLUMNS), 1.0)
+    tiles = _tiles(shape, rows, TABLE_COLUMNS)
+    fixed = _waves(shape, kind, machine, (rows, TABLE_COLUMNS, tiles, 1.0))
     part = params.table
     return _Tile(*(x ** (1 - part) * y**part for x, y in zip(best, fixed, strict=True)))
 
 
-def _candidates(shape: GemmShape, kind: Format, machine: Any) -> Iterator[_Tile]:
+def _tiles(shape: GemmShape, rows: Any, columns: Any) -> Any:
+    """Return the output tiles of all products."""
+    return shape.batch * np.ceil(shape.m / rows) * np.ceil(shape.n / columns)
+
+
+def _candidates(shape: GemmShape, kind: Format, machine: _Machine) -> Iterator[_Tile]:
     """Yield the times of each tile shape, so that only two are in memory at a time."""
-    cores = machine[0].cores
+    cores = machine.chip.cores
     most = shape.k * max(kind.activation, kind.weight) / (STEP_BYTES * SPLIT_STEPS)
     for rows, columns in TILES:
-        tiles = shape.batch * np.ceil(shape.m / rows) * np.ceil(shape.n / columns)
+        tiles = _tiles(shape, rows, columns)
         fill = np.maximum(np.minimum(np.floor(cores / tiles), np.floor(most)), 1)
         for split in (1.0, fill):
-            yield _waves(shape, kind, machine, (rows, columns), split)
+            yield _waves(shape, kind, machine, (rows, columns, tiles, split))
 
 
 def _faster(a: _Tile, b: _Tile) -> _Tile:
@@ -206,12 +220,9 @@ def _faster(a: _Tile, b: _Tile) -> _Tile:
     return _Tile(*(np.where(first, x, y) for x, y in zip(a, b, strict=True)))
 
 
-def _waves(
-    shape: GemmShape, kind: Format, machine: Any, tile: tuple[Any, Any], split: Any
-) -> _Tile:
+def _waves(shape: GemmShape, kind: Format, machine: _Machine, tiling: Any) -> _Tile:
     """Return the time of one tiling: whole waves of one tile per core, then the rest."""
-    (chip, params, core), (rows, columns) = machine, tile
-    tiles = shape.batch * np.ceil(shape.m / rows) * np.ceil(shape.n / columns)
+    (chip, params, core), (rows, columns, tiles, split) = machine, tiling
     speed = core / (1 + params.tile_half * (1 / rows + 1 / columns))
     depth = STEP_BYTES / max(kind.activation, kind.weight)
     steps = np.ceil(shape.k / split / depth)
@@ -257,7 +268,7 @@ def gemm_features(shape: GemmShape, chip: KernelChip) -> dict[str, Any]:
         ),
     }
     for rows, columns in FEATURE_TILES:
-        tiles = shape.batch * np.ceil(m / rows) * np.ceil(shape.n / columns)
+        tiles = _tiles(shape, rows, columns)
         waves = tiles / chip.cores
         features[f"waves_{rows}x{columns}"] = np.log2(waves)
         features[f"fill_{rows}x{columns}"] = waves / np.ceil(waves)
